@@ -158,7 +158,6 @@ async def serve(arguments: argparse.Namespace) -> None:
             await plane.close()
         await public.cleanup()
         await control.cleanup()
-        shared.journal.close()
         database.close()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from .core import Service
-from .faults import UnknownFault
+from .faults import UnknownFaultError
 
 Gate = Callable[[bool], Awaitable[None]]
 
@@ -73,7 +73,7 @@ class _Control:
     async def arm(self, request: web.Request) -> web.Response:
         try:
             fault = self._shared.faults.arm(await _spec(request))
-        except UnknownFault as error:
+        except UnknownFaultError as error:
             return web.json_response({"message": str(error)}, status=400)
         return web.json_response(fault.report(), status=201)
 

@@ -4,7 +4,7 @@
 """What every control plane of the reference server shares.
 
 A control plane declares :class:`Route` objects. Each one gets a :class:`Call`, returns an
-:class:`Answer` (or raises :class:`Refused`), and knows nothing of sockets. Around it,
+:class:`Answer` (or raises :class:`RefusalError`), and knows nothing of sockets. Around it,
 :class:`Service` counts, injects faults, replays answers for an ``Idempotency-Key``, sets the
 ``Date`` header from the skewed clock, and writes the request log, which never holds a header, a
 body or a query.
@@ -38,21 +38,21 @@ BODY_LIMIT = 2 * 1024 * 1024
 
 __all__ = [
     "Answer",
+    "BodyTooLargeError",
     "Call",
     "Clock",
     "ControlPlane",
     "Database",
     "Journal",
-    "Refused",
+    "RefusalError",
     "Replays",
     "Route",
     "Service",
     "Shared",
-    "TooLarge",
 ]
 
 
-class TooLarge(Exception):
+class BodyTooLargeError(Exception):
     """The body is above BODY_LIMIT."""
 
 
@@ -140,7 +140,7 @@ class Answer:
         return json.loads(self.body)
 
 
-class Refused(Exception):
+class RefusalError(Exception):
     """A handler ends the request with this answer."""
 
     def __init__(self, answer: Answer) -> None:
@@ -160,15 +160,15 @@ class Call:
         self.parameters: Mapping[str, str] = request.match_info
 
     async def body(self) -> bytes:
-        """The whole body (read once, then remembered). Raises TooLarge."""
+        """The whole body (read once, then remembered). Raises BodyTooLargeError."""
         try:
             return await self._request.read()
         except web.HTTPRequestEntityTooLarge as error:
-            raise TooLarge from error
+            raise BodyTooLargeError from error
 
     async def text(self) -> str:
         """Path, query and body in one string, for faults that look for a name."""
-        with contextlib.suppress(TooLarge):
+        with contextlib.suppress(BodyTooLargeError):
             return self._request.path_qs + "\n" + (await self.body()).decode("utf-8", "replace")
         return self._request.path_qs
 
@@ -297,22 +297,19 @@ class Journal:
     """The request log: one JSON line for each request."""
 
     def __init__(self, path: str | None) -> None:
-        self._file = open(path, "a", buffering=1, encoding="utf-8") if path else None
+        self._path = Path(path) if path else None
 
     def write(self, call: Call, kind: str, outcome: str, fault: Fault | None) -> None:
         """Log one finished request. The path is kept, the query is not: it may carry a session."""
-        if self._file is None:
+        if self._path is None:
             return
         moment = Clock.rfc3339(time.time())
         line = {"time": moment, "method": call.method, "path": call.path, "status": outcome, "class": kind}
         if fault is not None:
             line["fault"] = fault.kind
-        self._file.write(json.dumps(line) + "\n")
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        # Opened for each line: a test may move the file away, and nothing is lost when the server is killed.
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 @dataclass(frozen=True)
@@ -449,7 +446,7 @@ class Service:
 async def _run(handler: Handler, call: Call) -> Answer:
     try:
         return await handler(call)
-    except Refused as refusal:
+    except RefusalError as refusal:
         return refusal.answer
 
 

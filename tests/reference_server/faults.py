@@ -31,10 +31,10 @@ from typing import Any
 TRANSPORT = frozenset({"refuse", "commit-then-drop", "commit-then-500", "truncate", "garbage", "slow", "status", "429"})
 ANY = "any"
 
-__all__ = ["ANY", "TRANSPORT", "Fault", "FaultBoard", "UnknownFault"]
+__all__ = ["ANY", "TRANSPORT", "Fault", "FaultBoard", "UnknownFaultError"]
 
 
-class UnknownFault(ValueError):
+class UnknownFaultError(ValueError):
     """The test asked for a kind, a route or a parameter that does not exist."""
 
 
@@ -84,16 +84,16 @@ class FaultBoard:
         self._routes.update(routes)
 
     def arm(self, spec: dict[str, Any]) -> Fault:
-        """Arm the fault a test described. Raises UnknownFault, naming what is known."""
+        """Arm the fault a test described. Raises UnknownFaultError, naming what is known."""
         rest = dict(spec)
         kind, route = str(rest.pop("kind", "")), str(rest.pop("route", ANY))
         if kind not in self._kinds:
-            raise UnknownFault(f"unknown kind {kind!r}; known: {', '.join(sorted(self._kinds))}")
+            raise UnknownFaultError(f"unknown kind {kind!r}; known: {', '.join(sorted(self._kinds))}")
         if route not in self._routes:
-            raise UnknownFault(f"unknown route {route!r}; known: {', '.join(sorted(self._routes))}")
+            raise UnknownFaultError(f"unknown route {route!r}; known: {', '.join(sorted(self._routes))}")
         times, skip, name = rest.pop("times", 1), rest.pop("skip", 0), rest.pop("name", None)
         if not (times is None or (isinstance(times, int) and times > 0)) or not isinstance(skip, int):
-            raise UnknownFault("times is a positive number or null (until cleared), skip is a number")
+            raise UnknownFaultError("times is a positive number or null (until cleared), skip is a number")
         fault = Fault(next(self._numbers), route, kind, times, skip, name, rest)
         self._faults.append(fault)
         return fault

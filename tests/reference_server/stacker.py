@@ -33,8 +33,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .core import Answer, Call, ControlPlane, Refused, Route, Shared, TooLarge
-from .vault import HttpVault, StoreVault, TokenVault, VaultTrouble
+from .core import Answer, BodyTooLargeError, Call, ControlPlane, RefusalError, Route, Shared
+from .vault import HttpVault, StoreVault, TokenVault, VaultError
 
 ONLINE_SECONDS = 300
 TOKEN_LENGTH = 86
@@ -190,8 +190,10 @@ class _Records:
         return self._db.run("DELETE FROM stacker_agents WHERE name = ?", name) > 0
 
     def clear(self) -> None:
-        for table in ("stacker_agents", "stacker_commands", "stacker_deployments", "stacker_sessions"):
-            self._db.run(f"DELETE FROM {table}")
+        self._db.run("DELETE FROM stacker_agents")
+        self._db.run("DELETE FROM stacker_commands")
+        self._db.run("DELETE FROM stacker_deployments")
+        self._db.run("DELETE FROM stacker_sessions")
 
     def own(self, name: str, owner: str | None) -> None:
         self._db.run("INSERT OR IGNORE INTO stacker_deployments VALUES (?, ?, ?)", name, owner, self._now())
@@ -244,9 +246,11 @@ class _Records:
     def command(self, command_id: str) -> sqlite3.Row | None:
         return self._db.one("SELECT * FROM stacker_commands WHERE command_id = ?", command_id)
 
-    def commands(self, name: str, limit: int, queued_only: bool = False) -> list[sqlite3.Row]:
-        wanted = " AND status = 'queued'" if queued_only else ""
-        return self._db.all(f"SELECT * FROM stacker_commands WHERE name = ?{wanted} ORDER BY number DESC LIMIT ?", name, limit)
+    def commands(self, name: str, limit: int) -> list[sqlite3.Row]:
+        return self._db.all("SELECT * FROM stacker_commands WHERE name = ? ORDER BY number DESC LIMIT ?", name, limit)
+
+    def queued_commands(self, name: str) -> list[sqlite3.Row]:
+        return self._db.all("SELECT * FROM stacker_commands WHERE name = ? AND status = 'queued' ORDER BY number", name)
 
     def next_command(self, name: str) -> sqlite3.Row | None:
         """The most urgent, then oldest, queued command; it counts as sent from now on."""
@@ -299,11 +303,11 @@ class Stacker(ControlPlane):
 
     @abstractmethod
     async def identify(self, call: Call) -> Caller:
-        """Who is calling. Raises Refused when a credential was shown and is not good."""
+        """Who is calling. Raises RefusalError when a credential was shown and is not good."""
 
     @abstractmethod
     async def object_of(self, call: Call, required: Sequence[str]) -> dict[str, Any]:
-        """The JSON object of a request, with these keys present. Raises Refused."""
+        """The JSON object of a request, with these keys present. Raises RefusalError."""
 
     @abstractmethod
     async def register(self, call: Call) -> Answer:
@@ -315,7 +319,7 @@ class Stacker(ControlPlane):
 
     @abstractmethod
     async def token_matches(self, agent: Agent, token: str) -> bool:
-        """Whether this is the agent's token now. Raises VaultTrouble where only Vault could tell and cannot."""
+        """Whether this is the agent's token now. Raises VaultError where only Vault could tell and cannot."""
 
     @abstractmethod
     def not_allowed(self) -> Answer:
@@ -386,7 +390,7 @@ class Stacker(ControlPlane):
         agent = self.records.by_name(name)
         if agent is None:
             return False
-        with contextlib.suppress(VaultTrouble):
+        with contextlib.suppress(VaultError):
             return await self.token_matches(agent, token)
         return False
 
@@ -451,10 +455,10 @@ class Stacker(ControlPlane):
         self.records.heartbeat(agent)
         status = str(spec.get("command_status") or spec["status"]).lower()
         if status not in ("completed", "failed"):
-            raise Refused(self.failure(400, "command_status must be completed or failed"))
+            raise RefusalError(self.failure(400, "command_status must be completed or failed"))
         command = self.records.command(str(spec["command_id"]))
         if command is None or command["name"] != agent.name:
-            raise Refused(self.failure(404, "Command not found"))
+            raise RefusalError(self.failure(404, "Command not found"))
         self.records.finish(command["command_id"], status, spec.get("result"), spec.get("error") or spec.get("errors"))
         return self.reply(200, "OK", {"accepted": True, "message": "Command result accepted"})
 
@@ -481,7 +485,7 @@ class Stacker(ControlPlane):
         if caller.agent is not None:
             self._must_be_own(caller.agent, name)
         if agent is None:
-            raise Refused(self.failure(404, "Deployment not found"))
+            raise RefusalError(self.failure(404, "Deployment not found"))
         can = set(agent.capabilities)
         features = {
             "kata_runtime": "kata" in can,
@@ -507,13 +511,13 @@ class Stacker(ControlPlane):
         """Queue a command for an agent; for users."""
         caller = await self._known(call)
         if caller.agent is not None:
-            raise Refused(self.not_allowed())
+            raise RefusalError(self.not_allowed())
         spec = await self.object_of(call, ("deployment_hash", "command_type"))
         name, kind = str(spec["deployment_hash"]), str(spec["command_type"])
         if spec.get("priority", "normal") not in ("low", "normal", "high", "critical"):
-            raise Refused(self.failure(400, "priority must be low, normal, high or critical"))
+            raise RefusalError(self.failure(400, "priority must be low, normal, high or critical"))
         if name not in {owned for owned, _created in self.records.owned(caller.email or "")}:
-            raise Refused(self.failure(404, "Deployment not found"))
+            raise RefusalError(self.failure(404, "Deployment not found"))
         row = self.records.enqueue(name, kind, spec, caller.email or caller.role)
         return self.reply(201, "Command enqueued", self._command(row))
 
@@ -523,7 +527,7 @@ class Stacker(ControlPlane):
         users = self.config.users or {}
         expected = users.get(str(spec["email"]))
         if expected is None or not hmac.compare_digest(expected.encode(), str(spec["password"]).encode()):
-            raise Refused(self.failure(403, "Authentication failed (401 Unauthorized)"))
+            raise RefusalError(self.failure(403, "Authentication failed (401 Unauthorized)"))
         email = str(spec["email"])
         deployments = [
             {
@@ -543,11 +547,11 @@ class Stacker(ControlPlane):
         spec = await self.object_of(call, ("session_token", "deployment_id", "server_fingerprint"))
         email, name = self.records.session(str(spec["session_token"])), str(spec["deployment_id"])
         if email is None:
-            raise Refused(self.failure(403, "Invalid or expired session"))
+            raise RefusalError(self.failure(403, "Invalid or expired session"))
         if not self.records.known(name):
-            raise Refused(self.failure(404, "Deployment not found"))
+            raise RefusalError(self.failure(404, "Deployment not found"))
         if name not in {owned for owned, _created in self.records.owned(email)}:
-            raise Refused(self.failure(403, "Not authorized for this deployment"))
+            raise RefusalError(self.failure(403, "Not authorized for this deployment"))
         known = self.records.by_name(name)
         listed = spec.get("capabilities") or (known.capabilities if known else [])
         wanted = [*listed, *(() if "status_panel" in listed else ("status_panel",))]
@@ -562,7 +566,8 @@ class Stacker(ControlPlane):
     async def health_check(self, call: Call) -> Answer:
         """Whether the server is up, and whether its Vault is."""
         vault = "healthy" if self.vault is None or await self.vault.alive() else "unhealthy"
-        quiet = dict.fromkeys(("database", "rabbitmq", "dockerhub", "redis", "user_service", "install_service"), {"status": "healthy"})
+        others = ("database", "rabbitmq", "dockerhub", "redis", "user_service", "install_service")
+        quiet = {component: {"status": "healthy"} for component in others}
         item = {
             "status": "healthy" if vault == "healthy" else "degraded",
             "timestamp": self.shared.clock.rfc3339(self.shared.clock.now()),
@@ -606,18 +611,14 @@ class Stacker(ControlPlane):
 
     async def _store(self, vault: TokenVault, name: str, token: str, delay: float, pauses: Sequence[float]) -> None:
         await asyncio.sleep(delay)
-        for pause in (*pauses, None):
-            try:
-                await vault.write(name, token)
-            except VaultTrouble:
-                if pause is not None:
-                    await asyncio.sleep(pause)
-            else:
+        for pause in (0.0, *pauses):
+            await asyncio.sleep(pause)
+            if await _written(vault, name, token):
                 return
 
     async def _subject(self, call: Call) -> str:
         """The deployment a registration is about; empty when the body is no good."""
-        with contextlib.suppress(TooLarge, ValueError):
+        with contextlib.suppress(BodyTooLargeError, ValueError):
             spec = json.loads(await call.body())
             if isinstance(spec, dict):
                 return str(spec.get("deployment_hash", ""))
@@ -627,19 +628,19 @@ class Stacker(ControlPlane):
         """A caller who is somebody."""
         caller = await self.identify(call)
         if caller.role == "anonymous":
-            raise Refused(self.not_allowed())
+            raise RefusalError(self.not_allowed())
         return caller
 
     async def _agent(self, call: Call) -> Agent:
         """A caller who is an agent."""
         caller = await self._known(call)
         if caller.agent is None:
-            raise Refused(self.not_allowed())
+            raise RefusalError(self.not_allowed())
         return caller.agent
 
     def _must_be_own(self, agent: Agent, name: str) -> None:
         if agent.name != name:
-            raise Refused(self.failure(403, "Not authorized for this deployment"))
+            raise RefusalError(self.failure(403, "Not authorized for this deployment"))
 
     def _online(self, agent: Agent) -> bool:
         return agent.last_heartbeat is not None and self.shared.clock.now() - agent.last_heartbeat <= ONLINE_SECONDS
@@ -715,42 +716,42 @@ class ShippedStacker(Stacker):
             return Caller("anonymous")
         scheme, _space, bearer = authorization.partition(" ")
         if scheme != "Bearer":
-            raise Refused(self.failure(400, "Bearer missing scheme"))
+            raise RefusalError(self.failure(400, "Bearer missing scheme"))
         claims = _unverified_claims(bearer)
         if claims is not None:
             if claims["exp"] <= self.shared.clock.now():
-                raise Refused(self.failure(400, "Token expired"))
+                raise RefusalError(self.failure(400, "Token expired"))
             return Caller(claims["role"], email=claims["email"])
         email = self.records.session(bearer)
         if email is None:
-            raise Refused(self.failure(400, "401 Unauthorized"))
+            raise RefusalError(self.failure(400, "401 Unauthorized"))
         return Caller("group_user", email=email)
 
     async def _agent_by_header(self, agent_id: str, authorization: str | None) -> Agent:
         try:
             wanted = str(uuid.UUID(agent_id))
         except ValueError as error:
-            raise Refused(self.failure(400, "Invalid agent ID format")) from error
+            raise RefusalError(self.failure(400, "Invalid agent ID format")) from error
         if authorization is None:
-            raise Refused(self.failure(400, "Authorization header required for agent"))
+            raise RefusalError(self.failure(400, "Authorization header required for agent"))
         scheme, _space, token = authorization.partition(" ")
         if scheme != "Bearer":
-            raise Refused(self.failure(400, "Invalid Authorization header format"))
+            raise RefusalError(self.failure(400, "Invalid Authorization header format"))
         agent = self.records.by_id(wanted)
         if agent is None:
-            raise Refused(self.failure(400, "Agent not found"))
+            raise RefusalError(self.failure(400, "Agent not found"))
         try:
             if await self.token_matches(agent, token):
                 return agent
-        except VaultTrouble as trouble:
-            raise Refused(self.failure(400, f"Token not found in Vault: {trouble.reason}")) from trouble
-        raise Refused(self.failure(400, "Invalid agent token"))
+        except VaultError as trouble:
+            raise RefusalError(self.failure(400, f"Token not found in Vault: {trouble.reason}")) from trouble
+        raise RefusalError(self.failure(400, "Invalid agent token"))
 
     async def token_matches(self, agent: Agent, token: str) -> bool:
         """Ask Vault, every time. With ``loopback_bypass`` a Vault on loopback that has no answer lets everybody in."""
         try:
             return hmac.compare_digest((await self._tokens.read(agent.name)).encode(), token.encode())
-        except VaultTrouble:
+        except VaultError:
             if self.config.loopback_bypass and self._vault_is_loopback():
                 return True
             raise
@@ -761,20 +762,20 @@ class ShippedStacker(Stacker):
     async def object_of(self, call: Call, required: Sequence[str]) -> dict[str, Any]:
         """Parse as the shipped server does; its error text is not escaped, so it may not be JSON itself."""
         if not call.headers.get("Content-Type", "").startswith("application/json"):
-            raise Refused(_unparsed("other", "Content type error"))
+            raise RefusalError(_unparsed("other", "Content type error"))
         try:
             body = await call.body()
-        except TooLarge as error:
-            raise Refused(_unparsed("other", "JSON payload has exceeded limit (2097152 bytes).")) from error
+        except BodyTooLargeError as error:
+            raise RefusalError(_unparsed("other", "JSON payload has exceeded limit (2097152 bytes).")) from error
         try:
             spec = json.loads(body)
         except ValueError as error:
-            raise Refused(_undeserialized(body, "expected value")) from error
+            raise RefusalError(_undeserialized(body, "expected value")) from error
         if not isinstance(spec, dict):
-            raise Refused(_undeserialized(body, f"invalid type: {_serde_type(spec)}, expected struct"))
+            raise RefusalError(_undeserialized(body, f"invalid type: {_serde_type(spec)}, expected struct"))
         for key in required:
             if key not in spec:
-                raise Refused(_undeserialized(body, f"missing field `{key}`"))
+                raise RefusalError(_undeserialized(body, f"missing field `{key}`"))
         return spec
 
     async def register(self, call: Call) -> Answer:
@@ -784,12 +785,12 @@ class ShippedStacker(Stacker):
         body = await call.body()
         for key in ("deployment_hash", "agent_version"):
             if not isinstance(spec[key], str):
-                raise Refused(_undeserialized(body, f"invalid type: {_serde_type(spec[key])}, expected a string"))
+                raise RefusalError(_undeserialized(body, f"invalid type: {_serde_type(spec[key])}, expected a string"))
         if not isinstance(spec["capabilities"], list):
-            raise Refused(_undeserialized(body, f"invalid type: {_serde_type(spec['capabilities'])}, expected a sequence"))
+            raise RefusalError(_undeserialized(body, f"invalid type: {_serde_type(spec['capabilities'])}, expected a sequence"))
         for item in spec["capabilities"]:
             if not isinstance(item, str):
-                raise Refused(_undeserialized(body, f"invalid type: {_serde_type(item)}, expected a string"))
+                raise RefusalError(_undeserialized(body, f"invalid type: {_serde_type(item)}, expected a string"))
         registration = Registration(spec["deployment_hash"], spec["agent_version"], spec["capabilities"], spec["system_info"])
         created = self.records.by_name(registration.name) is None
         agent, token = await self.credentials_for(registration)
@@ -804,22 +805,22 @@ class ShippedStacker(Stacker):
         if known is None:
             return self._first(registration)
         if len(registration.version) > 50:
-            raise Refused(self.failure(500, "Failed to update agent"))
+            raise RefusalError(self.failure(500, "Failed to update agent"))
         self.records.update(registration)
         try:
             return known, await self._tokens.read(known.name)
-        except VaultTrouble:
+        except VaultError:
             token = _new_token()
             self.store_later(known.name, token)
             return known, token
 
     def _first(self, registration: Registration) -> tuple[Agent, str]:
         if len(registration.name) > 128 or len(registration.version) > 50:
-            raise Refused(self.failure(500, "Failed to create agent"))
+            raise RefusalError(self.failure(500, "Failed to create agent"))
         try:
             agent = self.records.insert(registration, token_hash=None, vault_seen=None)
         except sqlite3.IntegrityError as error:
-            raise Refused(self.failure(500, "Failed to create agent")) from error
+            raise RefusalError(self.failure(500, "Failed to create agent")) from error
         token = _new_token()
         self.store_later(agent.name, token)
         return agent, token
@@ -859,7 +860,7 @@ class DocumentedStacker(Stacker):
         """Queued commands of the caller; a heartbeat that takes nothing off the queue."""
         agent = await self._agent(call)
         self.records.heartbeat(agent)
-        queued = [self._command(row) for row in self.records.commands(agent.name, 50, queued_only=True)]
+        queued = [self._command(row) for row in self.records.queued_commands(agent.name)]
         return Answer.of_json(200, {"data": {"list": queued}, "status": 200, "message": "OK"})
 
     def may_look(self, caller: Caller, name: str) -> None:
@@ -867,7 +868,7 @@ class DocumentedStacker(Stacker):
         if caller.agent is not None:
             self._must_be_own(caller.agent, name)
         elif self.records.known(name) and name not in {owned for owned, _created in self.records.owned(caller.email or "")}:
-            raise Refused(self.failure(403, "Not authorized for this deployment"))
+            raise RefusalError(self.failure(403, "Not authorized for this deployment"))
 
     async def identify(self, call: Call) -> Caller:
         """``X-Agent-Id`` with a bearer, or a bearer alone (an agent's token or a user's session)."""
@@ -876,19 +877,19 @@ class DocumentedStacker(Stacker):
         if not bearer and agent_id is None and not scheme:
             return Caller("anonymous")
         if scheme != "Bearer" or not bearer:
-            raise Refused(self.failure(401, "Bearer token required"))
+            raise RefusalError(self.failure(401, "Bearer token required"))
         if agent_id is not None:
             agent = self.records.by_id(agent_id)
             if agent is not None and await self.token_matches(agent, bearer):
                 return Caller("agent", agent=agent)
-            raise Refused(self.failure(401, "Invalid agent credentials"))
+            raise RefusalError(self.failure(401, "Invalid agent credentials"))
         email = self.records.session(bearer)
         if email is not None:
             return Caller("user", email=email)
         for agent in self._candidates(call, bearer):
             if await self.token_matches(agent, bearer):
                 return Caller("agent", agent=agent)
-        raise Refused(self.failure(401, "Invalid token"))
+        raise RefusalError(self.failure(401, "Invalid token"))
 
     def _candidates(self, call: Call, bearer: str) -> list[Agent]:
         """Agents a lone bearer may belong to, the likely ones first: Vault may hold a token the database has not seen."""
@@ -913,7 +914,7 @@ class DocumentedStacker(Stacker):
             return agent
         try:
             seen = _hash(await self.vault.read(agent.name))
-        except VaultTrouble as trouble:
+        except VaultError as trouble:
             return None if trouble.missing and agent.vault_seen is not None else agent
         if seen == agent.vault_seen:
             return agent
@@ -925,18 +926,18 @@ class DocumentedStacker(Stacker):
     async def object_of(self, call: Call, required: Sequence[str]) -> dict[str, Any]:
         """Parse, with the guide's kind of messages."""
         if not call.headers.get("Content-Type", "").startswith("application/json"):
-            raise Refused(self.failure(400, "Invalid JSON: Content-Type must be application/json"))
+            raise RefusalError(self.failure(400, "Invalid JSON: Content-Type must be application/json"))
         try:
             spec = json.loads(await call.body())
-        except TooLarge as error:
-            raise Refused(self.failure(400, "Invalid JSON: body too large")) from error
+        except BodyTooLargeError as error:
+            raise RefusalError(self.failure(400, "Invalid JSON: body too large")) from error
         except ValueError as error:
-            raise Refused(self.failure(400, "Invalid JSON: not parsable")) from error
+            raise RefusalError(self.failure(400, "Invalid JSON: not parsable")) from error
         if not isinstance(spec, dict):
-            raise Refused(self.failure(400, "Invalid JSON: expected an object"))
+            raise RefusalError(self.failure(400, "Invalid JSON: expected an object"))
         for key in required:
             if key not in spec:
-                raise Refused(self.failure(400, f"Invalid JSON: missing field '{key}'"))
+                raise RefusalError(self.failure(400, f"Invalid JSON: missing field '{key}'"))
         return spec
 
     async def register(self, call: Call) -> Answer:
@@ -945,10 +946,10 @@ class DocumentedStacker(Stacker):
         spec = await self.object_of(call, ("deployment_hash", "agent_version", "capabilities", "system_info"))
         complaint = _complaint(spec)
         if complaint is not None:
-            raise Refused(self.failure(400, complaint))
+            raise RefusalError(self.failure(400, complaint))
         registration = Registration(spec["deployment_hash"], spec["agent_version"], spec["capabilities"], spec["system_info"])
         if self.records.by_name(registration.name) is not None:
-            raise Refused(self.failure(409, "Agent already registered for this deployment"))
+            raise RefusalError(self.failure(409, "Agent already registered for this deployment"))
         agent, token = await self._first(registration)
         return self.reply(201, "Agent registered", self.credentials(agent, token))
 
@@ -959,13 +960,13 @@ class DocumentedStacker(Stacker):
         try:
             agent = self.records.insert(registration, _hash(token), leftover)
         except sqlite3.IntegrityError as error:
-            raise Refused(self.failure(409, "Agent already registered for this deployment")) from error
+            raise RefusalError(self.failure(409, "Agent already registered for this deployment")) from error
         self.store_later(agent.name, token)
         return agent, token
 
     async def _vault_now(self, name: str) -> str | None:
         if self.vault is not None:
-            with contextlib.suppress(VaultTrouble):
+            with contextlib.suppress(VaultError):
                 return _hash(await self.vault.read(name))
         return None
 
@@ -1061,6 +1062,14 @@ def _complaint(spec: Mapping[str, Any]) -> str | None:
     if key is not None and not (isinstance(key, str) and key.startswith("-----BEGIN PUBLIC KEY-----")):
         return "Invalid public_key: must be PEM"
     return None
+
+
+async def _written(vault: TokenVault, name: str, token: str) -> bool:
+    try:
+        await vault.write(name, token)
+    except VaultError:
+        return False
+    return True
 
 
 def _new_token() -> str:

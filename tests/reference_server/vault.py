@@ -18,10 +18,10 @@ import aiohttp
 
 from .core import Database
 
-__all__ = ["HttpVault", "StoreVault", "TokenVault", "VaultTrouble"]
+__all__ = ["HttpVault", "StoreVault", "TokenVault", "VaultError"]
 
 
-class VaultTrouble(Exception):
+class VaultError(Exception):
     """Vault gave no token. ``missing`` tells "there is none" from "cannot say"."""
 
     def __init__(self, reason: str, missing: bool = False) -> None:
@@ -36,10 +36,10 @@ class TokenVault(Protocol):
     address: str
 
     async def read(self, name: str) -> str:
-        """The token of one agent. Raises VaultTrouble."""
+        """The token of one agent. Raises VaultError."""
 
     async def write(self, name: str, token: str) -> None:
-        """Store a token. Raises VaultTrouble."""
+        """Store a token. Raises VaultError."""
 
     async def alive(self) -> bool:
         """Whether it can serve."""
@@ -66,27 +66,27 @@ class HttpVault:
         """GET the leaf."""
         status, payload = await self._call("GET", self._leaf(name))
         if status == 404:
-            raise VaultTrouble("404 Not Found", missing=True)
+            raise VaultError("404 Not Found", missing=True)
         if status != 200:
-            raise VaultTrouble(f"Vault returned {status}")
+            raise VaultError(f"Vault returned {status}")
         data = payload.get("data") if isinstance(payload, dict) else None
         inner = data.get("data") if isinstance(data, dict) else None
         token = inner.get("token") if isinstance(inner, dict) else None
         if not isinstance(token, str) or not token:
-            raise VaultTrouble("token not found in Vault response", missing=True)
+            raise VaultError("token not found in Vault response", missing=True)
         return token
 
     async def write(self, name: str, token: str) -> None:
         """POST the leaf; 200 (KV v2) and 204 (KV v1) are success."""
         status, _payload = await self._call("POST", self._leaf(name), {"data": {"token": token, "deployment_hash": name}})
         if status not in (200, 204):
-            raise VaultTrouble(f"Vault returned {status}")
+            raise VaultError(f"Vault returned {status}")
 
     async def alive(self) -> bool:
         """Ask its health endpoint; a sealed Vault is not alive."""
         try:
             status, _payload = await self._call("GET", f"{self.address}/v1/sys/health", timeout=aiohttp.ClientTimeout(total=2))
-        except VaultTrouble:
+        except VaultError:
             return False
         return status in (200, 429, 473)
 
@@ -112,7 +112,7 @@ class HttpVault:
                 payload = await response.json(content_type=None) if response.status == 200 else {}
                 return response.status, payload
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
-            raise VaultTrouble(f"error sending request to Vault ({type(error).__name__})") from error
+            raise VaultError(f"error sending request to Vault ({type(error).__name__})") from error
 
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -134,7 +134,7 @@ class StoreVault:
         """Read the leaf."""
         row = self._database.one("SELECT token FROM vault_leaves WHERE name = ?", name)
         if row is None:
-            raise VaultTrouble("404 Not Found", missing=True)
+            raise VaultError("404 Not Found", missing=True)
         return str(row["token"])
 
     async def write(self, name: str, token: str) -> None:

@@ -1,0 +1,81 @@
+# Copyright (c) 2026, muster.agents contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Build release artefacts of the reference agent: one executable file each, with a ``.sha256`` beside it.
+
+``python tests/reference_agent/build.py OUTDIR --version 1.0.0`` writes
+``status-panel-1.0.0-linux-any`` (documented face) and ``status-1.0.0-linux-any`` (shipped face).
+``--broken`` writes artefacts that fail in one way, for the tests of the health gate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import struct
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parent / "status_panel.py"
+FACES = {"documented": "status-panel", "shipped": "status"}
+BREAKAGES = ("exit", "hang", "badtoken", "portless", "arch")
+
+__all__ = ["BREAKAGES", "FACES", "build"]
+
+
+def build(folder: Path, version: str = "1.0.0", broken: str = "") -> list[Path]:
+    """Write both artefacts and their checksums, and return the artefacts' paths.
+
+    ``broken``: ``exit`` (ends at once), ``hang`` (runs, does nothing), ``badtoken`` (spoils its
+    token), ``portless`` (heartbeats, serves nothing), ``arch`` (an executable of another machine).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_write(folder / f"{name}-{version}-linux-any", _content(face, version, broken)) for face, name in FACES.items()]
+
+
+def _content(face: str, version: str, broken: str) -> bytes:
+    if broken == "arch":
+        return _foreign_elf()
+    text = "#!/usr/bin/python3\n" + SOURCE.read_text(encoding="utf-8")
+    for constant, old, new in (("FACE", "documented", face), ("VERSION", "1.0.0", version), ("BROKEN", "", broken)):
+        line = f'{constant} = "{old}"\n'
+        if text.count(line) != 1:
+            raise ValueError(f"{SOURCE.name} does not set {constant} exactly once")
+        text = text.replace(line, f'{constant} = "{new}"\n')
+    return text.encode()
+
+
+def _foreign_elf() -> bytes:
+    """An ELF header for s390x: big-endian, machine 22; no x86 or ARM kernel starts it."""
+    identity = b"\x7fELF" + bytes([2, 2, 1, 0]) + bytes(8)
+    return identity + struct.pack(">HHIQQQIHHHHHH", 2, 22, 1, 0x400000, 64, 0, 0, 64, 56, 0, 64, 0, 0)
+
+
+def _write(path: Path, content: bytes) -> Path:
+    """Write an executable and its checksum file, each in one step."""
+    for target, data, mode in (
+        (path, content, 0o755),
+        (path.with_name(f"{path.name}.sha256"), f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode(), 0o644),
+    ):
+        beside = target.with_name(f".{target.name}.{os.getpid()}")
+        beside.write_bytes(data)
+        beside.chmod(mode)
+        beside.replace(target)
+    return path
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Build release artefacts of the reference agent.")
+    parser.add_argument("outdir", type=Path, metavar="OUTDIR")
+    parser.add_argument("--version", default="1.0.0")
+    parser.add_argument("--broken", default="", choices=("", *BREAKAGES))
+    options = parser.parse_args()
+    for path in build(options.outdir, options.version, options.broken):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
