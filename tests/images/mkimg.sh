@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Usage: mkimg.sh SUITE OUT.tar [MIRROR]
+# Usage: mkimg.sh SUITE OUT.tar.zst [MIRROR]
 #
 # Builds the root file system of a test host: Debian SUITE with systemd, Python, sshd and nothing that touches the machine's one
 # real kernel. Without MIRROR the one of this machine's own apt is used if that is Debian's, else mmdebstrap's default.

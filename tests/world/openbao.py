@@ -148,8 +148,11 @@ class OpenBao:
         addresses: Sequence[str] = ("127.0.0.1",),
         port: int = 0,
         storage: str = "inmem",
+        server: KeyPair | None = None,
     ) -> None:
         """``directory``: kept when given, else temporary. ``ca``: who signs the server certificate, else an own one.
+
+        ``server``: a certificate to present instead of one made for loopback and the default gateway.
 
         ``addresses``: where to listen; add ``10.231.7.1`` for hosts once their network is up. ``port``: 0 picks a free one.
         """
@@ -160,6 +163,7 @@ class OpenBao:
         self.addresses = tuple(addresses)
         self.port = port or free_port(self.addresses[0])
         self.storage = storage
+        self._server = server or self.ca.server("openbao-server")
         self.token_file = self.directory / "root-token"
         self.audit_file = self.directory / "audit.log"
         self._keys_file = self.directory / "keys.json"
@@ -200,11 +204,14 @@ class OpenBao:
         return self._daemon.pid() is not None
 
     def start(self) -> OpenBao:
-        """Start the server if it does not run, initialise it if it is new, unseal it if it is sealed. Safe to repeat."""
+        """Start the server if it does not run (as configured), initialise it if it is new, unseal it if it is sealed. Safe to repeat."""
+        config = self._configuration()
+        if self.running() and self._config.read_text() != config:
+            self.stop()
         if not self.running():
             if self.storage == "inmem":
                 self._forget()
-            self._write_config()
+            write_private(self._config, config)
             self._daemon.start([find_bao(), "server", f"-config={self._config}"])
         self._daemon.wait_ready(lambda: self._seal_status() is not None, 30)
         status = self._seal_status() or {}
@@ -236,31 +243,32 @@ class OpenBao:
         for path in (self._keys_file, self.token_file, self.audit_file, self._mark_file):
             path.unlink(missing_ok=True)
 
-    def _write_config(self) -> None:
-        server = self.ca.server("openbao-server")
-        data = self.directory / "data"
+    def _configuration(self) -> str:
         if self.storage == "raft":
+            data = self.directory / "data"
             data.mkdir(exist_ok=True, mode=0o700)
-            lines = [f'storage "raft" {{ path = {_quoted(data)} node_id = "world" performance_multiplier = 1 }}']
+            lines = [
+                f'storage "raft" {{ path = {_quoted(data)} node_id = "world" performance_multiplier = 1 }}',
+                f"cluster_addr = {_quoted(f'https://127.0.0.1:{self.port + 1}')}",
+            ]
         else:
             lines = ['storage "inmem" {}']
         lines += [
             f"""listener "tcp" {{
               address = {_quoted(f"{address}:{self.port}")}
-              tls_cert_file = {_quoted(server.cert)}
-              tls_key_file = {_quoted(server.key)}
+              tls_cert_file = {_quoted(self._server.cert)}
+              tls_key_file = {_quoted(self._server.key)}
             }}"""
             for address in self.addresses
         ]
         lines += [
             f"api_addr = {_quoted(self.url)}",
-            f"cluster_addr = {_quoted(f'https://127.0.0.1:{free_port()}')}",
             "ui = false",
             'log_level = "warn"',
             # Declared here because the API no longer accepts file audit devices.
             f'audit "file" "log" {{ options {{ file_path = {_quoted(self.audit_file)} mode = "0600" }} }}',
         ]
-        write_private(self._config, "\n".join(lines) + "\n")
+        return "\n".join(lines) + "\n"
 
     def _initialise(self) -> None:
         body = self._expect(self.call("PUT", "sys/init", {"secret_shares": 1, "secret_threshold": 1}), 200).body
