@@ -1,0 +1,150 @@
+# Copyright (c) 2026, muster.agents contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Argument specifications, one per documentation fragment, merged by each action plugin (private to muster.agents)."""
+
+from __future__ import annotations
+
+import typing as t
+
+__all__ = [
+    "AGENT_TOKEN_POLICY", "CONTROL_PLANE", "CONTROL_PLANES", "FILES", "IDENTITY", "SECRETS", "STORE", "TRANSPORT", "VAULT", "Spec",
+]
+
+Spec = t.Dict[str, t.Dict[str, t.Any]]
+
+CONTROL_PLANES = ["stacker"]
+
+
+def _secret(name: str) -> Spec:
+    """Return the options of one secret: its value, or a file on the controller that holds it."""
+    return {name: {"type": "str", "no_log": True}, f"{name}_file": {"type": "path", "no_log": False}}
+
+
+CONTROL_PLANE: Spec = {
+    "control_plane": {"type": "str", "required": True, "choices": CONTROL_PLANES},
+    "url": {"type": "str", "required": True},
+    **_secret("registration_secret"),
+    **_secret("install_token"),
+    "username": {"type": "str"},
+    **_secret("password"),
+    **_secret("admin_token"),
+    "client_id": {"type": "str"},
+    **_secret("client_secret"),
+    "issuer_url": {"type": "str"},
+}
+
+TRANSPORT: Spec = {
+    "ca_cert": {"type": "path"},
+    "client_cert": {"type": "path"},
+    "client_key": {"type": "path", "no_log": False},
+    "validate_certs": {"type": "bool", "default": True},
+    "pin_sha256": {"type": "str"},
+    "tls_min_version": {"type": "str", "choices": ["1.2", "1.3"], "default": "1.2"},
+    "ciphers": {"type": "str"},
+    "proxy": {"type": "str"},
+    "timeout": {"type": "float", "default": 10.0},
+    "retries": {"type": "int", "default": 3},
+    "allow_plaintext": {"type": "bool", "default": False},
+}
+
+IDENTITY: Spec = {
+    "name": {"type": "str", "required": True},
+    "version": {"type": "str"},
+    "capabilities": {"type": "list", "elements": "str"},
+    "system_info": {"type": "dict"},
+    "hostname": {"type": "str"},
+    "address": {"type": "str"},
+    "labels": {"type": "dict"},
+    "description": {"type": "str"},
+    "service_type": {"type": "str"},
+    "controller_name": {"type": "str"},
+    "public_key": {"type": "str", "no_log": False},
+    "allow_unstable_name": {"type": "bool", "default": False},
+}
+
+STORE: Spec = {
+    "store": {"type": "path", "default": "/var/lib/muster"},
+    "delivery": {"type": "str", "choices": ["auto", "fast", "module"], "default": "auto"},
+}
+
+SECRETS: Spec = {
+    "secrets": {
+        "type": "list",
+        "elements": "dict",
+        "no_log": False,
+        "options": {
+            "name": {"type": "str", "required": True},
+            "value": {"type": "str", "no_log": True},
+            "file": {"type": "path"},
+        },
+    },
+}
+
+FILES: Spec = {
+    "files": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "path": {"type": "str", "required": True},
+            "src": {"type": "path"},
+            "content": {"type": "str"},
+            "format": {"type": "str", "choices": ["text", "env", "toml", "json", "yaml"], "default": "text"},
+            "owner": {"type": "str", "default": "root"},
+            "group": {"type": "str", "default": "root"},
+            "mode": {"type": "str", "default": "0600"},
+            "directory_mode": {"type": "str", "default": "0755"},
+            "validate": {"type": "str"},
+            "restart": {"type": "bool", "default": True},
+        },
+    },
+}
+
+VAULT: Spec = {
+    "vault": {
+        "type": "dict",
+        "options": {
+            "url": {"type": "str", "required": True},
+            "namespace": {"type": "str"},
+            "auth_method": {"type": "str", "choices": ["token", "approle", "jwt", "kubernetes", "userpass", "cert"], "default": "token"},
+            "auth_mount": {"type": "str"},
+            **_secret("token"),
+            "role": {"type": "str"},
+            "role_id": {"type": "str"},
+            **_secret("secret_id"),
+            "secret_id_wrapped": {"type": "bool", "default": False, "no_log": False},
+            "secret_id_creation_path": {"type": "str", "no_log": False},
+            **_secret("jwt"),
+            "username": {"type": "str"},
+            **_secret("password"),
+            "client_cert": {"type": "path"},
+            "client_key": {"type": "path", "no_log": False},
+            "ca_cert": {"type": "path"},
+            "validate_certs": {"type": "bool", "default": True},
+            "allow_plaintext": {"type": "bool", "default": False},
+            "timeout": {"type": "float", "default": 10.0},
+        },
+    },
+    "vault_paths": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "path": {"type": "str", "required": True},
+            "fields": {"type": "dict", "required": True},
+        },
+    },
+}
+
+AGENT_TOKEN_POLICY: Spec = {
+    "agent_token_policy": {
+        "type": "dict",
+        "options": {
+            "policy": {"type": "str"},
+            "paths": {"type": "list", "elements": "str"},
+            "capabilities": {"type": "list", "elements": "str", "default": ["read"]},
+            "period": {"type": "str", "default": "768h"},
+            "secret": {"type": "str", "default": "vault_token", "no_log": False},
+        },
+    },
+}

@@ -1,0 +1,329 @@
+# Copyright (c) 2026, muster.agents contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The controller's handle on a host's store: looks and deliveries, by shell script or by module (private to muster.agents)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import socket
+import tarfile
+import typing as t
+from dataclasses import dataclass, field
+
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.muster.agents.plugins.module_utils._credential_store import Delivery, HostFile, LookRequest, unpack_files
+from ansible_collections.muster.agents.plugins.module_utils._receipt import Intent, Receipt, ReceiptError
+from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret, new_key, open_sealed, register_with_core, seal
+from ansible_collections.muster.agents.plugins.plugin_utils._errors import Ambiguous, Busy, HostFailure
+from ansible_collections.muster.agents.plugins.plugin_utils._host_scripts import END, START, deliver_script, look_script
+
+__all__ = ["Host", "Look", "controller_identity", "holder_is_dead"]
+
+_MODULE = "muster.agents.credential_store"
+_AGENT_ID = "agent_id"
+_REMEDIES = {
+    "not_writable": "{place} cannot be written on the host: use become: true, or give a store directory that root can write.",
+    "disk_full": "The disk that holds {place} is full on the host: make room, then run again.",
+    "locked": "{place} is locked by another run on the host: let it finish, then run again.",
+    "changed": "{place} was changed by another run between look and delivery: run again.",
+    "unknown_owner": "There is no user or group {place} on the host: create them first.",
+    "invalid": "The validation command refuses the rendered {place}; the old file stays.",
+    "corrupt": "The delivery arrived damaged on the host; nothing was changed. Run again.",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the store and the host showed.
+
+    receipt is None when there is none, receipt_digest its SHA-256 (empty for none). generations maps numbers to secrets by file name.
+    files holds the further files that were asked for; previous what a delivery replaced. intent says what became of ours; held is whoever has the lease.
+    facts are the host's own (plain values), time the host's clock, key the host's fingerprint key.
+    """
+
+    receipt: Receipt | None
+    receipt_digest: str
+    generations: t.Mapping[int, t.Mapping[str, Secret]]
+    files: t.Mapping[str, HostFile]
+    previous: t.Mapping[str, HostFile]
+    facts: t.Mapping[str, t.Any]
+    tools: frozenset[str]
+    time: int
+    key: str
+    intent: str = ""
+    held: Intent | None = None
+    leftovers: tuple[str, ...] = ()
+    writable: bool = True
+    free_kib: int = 0
+    secrets: t.Mapping[str, Secret] = field(default_factory=dict)
+    agent_id: str = ""
+
+    def generation(self) -> int:
+        """Return the number of the newest generation on the host, 0 for none; it may be newer than the receipt after a crash."""
+        return max(self.generations, default=0)
+
+
+class Host:
+    """One identity's store on one host. A visit is one script, or one module execution where no script can do it."""
+
+    def __init__(
+        self, action: ActionBase, task_vars: t.Mapping[str, t.Any], *, store: str, control_plane: str, name: str, delivery: str = "auto",
+    ) -> None:
+        """*delivery* is auto, fast (script only) or module; nothing is sent yet."""
+        self.root = os.path.join(store, control_plane, name)
+        self._action = action
+        self._task_vars = dict(task_vars)
+        self._way = delivery
+        self._key = ""
+
+    def look(
+        self, read: t.Sequence[str] = (), *, facts: bool = False, intent: Intent | None = None, url: str = "", lease: int = 60, force: bool = False,
+        takeover: str = "",
+    ) -> Look:
+        """Read the store and the files *read*; record *intent* when no usable receipt for *url* exists (or *force*). Raises HostFailure."""
+        request = LookRequest(self.root, url=url, read=tuple(read), intent=intent, lease=lease, force=force, takeover=takeover)
+        if self._way != "module" and self._scriptable():
+            found = self._look_by_script(request, facts)
+            if found is not None:
+                return found
+        return self._look_by_module(request, facts)
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Put *delivery* in place. Raises HostFailure, or Ambiguous when the connection broke and it may have happened."""
+        if self._way == "module":
+            self._deliver_by_module(delivery)
+        else:
+            self._deliver_by_script(delivery)
+
+    def execute(self, module: str, args: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+        """Run a module on the host and return its result. Raises HostFailure when it fails without saying why."""
+        with _unshown(self._action):
+            result = self._action._execute_module(module_name=module, module_args=dict(args), task_vars=self._task_vars)
+        return dict(result)
+
+    def _scriptable(self) -> bool:
+        connection = self._action._connection
+        return bool(getattr(connection, "has_pipelining", False)) and getattr(connection._shell, "SHELL_FAMILY", "sh") == "sh"
+
+    def _run(self, script: str, data: bytes | None) -> tuple[int, str, str]:
+        """Run *script* with *data* on standard input; neither is displayed at any verbosity."""
+        with _unshown(self._action):
+            result = self._action._low_level_execute_command(script, sudoable=True, in_data=data, executable="/bin/sh")
+        return int(result.get("rc", 1)), str(result.get("stdout") or ""), str(result.get("stderr") or "")
+
+    def _look_by_script(self, request: LookRequest, facts: bool) -> Look | None:
+        code, output, errors = self._run(look_script(request, facts=facts), None)
+        lines = output.splitlines()
+        if START not in lines or END not in lines:
+            unfit = next((line for line in lines if line.startswith("unfit ")), "")
+            if self._way == "fast":
+                what = unfit.partition(" ")[2] or f"exit code {code}"
+                raise HostFailure(f"The host cannot be served by shell script ({what}): set delivery: auto.", reason="no_fast_way")
+            if not unfit and START not in lines and code != 0 and _is_privilege_problem(errors):
+                raise HostFailure("Becoming root on the host failed: check become, become_method and the become password.", reason="become_failed")
+            self._way = "module"
+            return None
+        return _parse_look(lines[lines.index(START) + 1:], request, facts)
+
+    def _deliver_by_script(self, delivery: Delivery) -> None:
+        _code, output, _errors = self._run(deliver_script(delivery), delivery.archive())
+        lines = output.splitlines()
+        if END in lines:
+            return
+        for line in lines:
+            if line.startswith("fail "):
+                _word, reason, place = line.split(" ", 2)
+                raise _host_failure(reason, place)
+        if START in lines:
+            raise Ambiguous("The delivery to the host broke off on the way; the next run finds out how far it came.", reason="delivery_lost")
+        raise HostFailure("The host did not run the delivery: check the connection and become settings, then run again.", reason="delivery_failed")
+
+    def _look_by_module(self, request: LookRequest, facts: bool) -> Look:
+        key = new_key()
+        intent = request.intent
+        result = self.execute(_MODULE, {
+            "operation": "look", "root": request.root, "url": request.url, "read": list(request.read), "facts": facts, "seal_key": key,
+            "intent": intent.dump().decode() if intent is not None else None, "lease": request.lease, "force": request.force, "takeover": request.takeover,
+            "make_key": intent is not None,
+        })
+        if "sealed" not in result:
+            raise HostFailure(_module_said(result), reason=str(result.get("reason") or "host_failure"))
+        answer = json.loads(open_sealed(key, base64.b64decode(result["sealed"])))
+        self._way = "module"
+        found = _build_look(
+            unpack_files(base64.b64decode(answer["files"])), request, facts=answer["facts"], tools=frozenset(answer["tools"]), time=answer["time"],
+            intent=answer["intent"], leftovers=tuple(answer["leftovers"]), writable=answer["writable"], free_kib=answer["free_kib"])
+        self._key = found.key
+        return found
+
+    def _deliver_by_module(self, delivery: Delivery) -> None:
+        document = {"plan": delivery.plan(), "archive": base64.b64encode(delivery.archive()).decode()}
+        nonce = new_key() if self._key else ""
+        data = json.dumps(document).encode()
+        body = base64.b64encode(seal(self._key + nonce, data) if nonce else data).decode()
+        if not nonce and (delivery.secrets or delivery.files):
+            raise HostFailure("The store on the host has no key to seal the delivery with: check that its directory can be written.", reason="not_writable")
+        result = self.execute(_MODULE, {"operation": "deliver", "root": delivery.root, "payload": f"{nonce}.{body}"})
+        if result.get("failed") or not result.get("delivered"):
+            if result.get("reason") in _REMEDIES:
+                raise _host_failure(str(result["reason"]), str(result.get("place") or delivery.root))
+            raise HostFailure(_module_said(result), reason=str(result.get("reason") or "delivery_failed"))
+
+
+class _unshown:
+    """While inside, the connection shows neither what it sends nor what comes back, at any verbosity.
+
+    The ssh plugin prints the complete answer of a command at -vvv; ansible-core's own switch for that is the play context's no_log.
+    """
+
+    def __init__(self, action: ActionBase) -> None:
+        contexts = [getattr(action, "_play_context", None), getattr(action._connection, "_play_context", None)]
+        self._contexts = [context for context in contexts if context is not None]
+        self._before: list[t.Any] = []
+
+    def __enter__(self) -> None:
+        self._before = [getattr(context, "no_log", None) for context in self._contexts]
+        for context in self._contexts:
+            context.no_log = True
+
+    def __exit__(self, *_exception: object) -> None:
+        for context, value in zip(self._contexts, self._before):
+            context.no_log = value
+
+
+def controller_identity() -> str:
+    """Return who we are on a lease: host name and the id of the ansible-playbook process."""
+    return f"{socket.gethostname()}:{os.getppid()}"
+
+
+def holder_is_dead(holder: str) -> bool:
+    """Say whether *holder* was a process of this controller that is gone; of other controllers nobody here can know."""
+    machine, _colon, process = holder.rpartition(":")
+    if machine != socket.gethostname() or not process.isdigit():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def require_free(look: Look, place: str) -> None:
+    """Raise HostFailure or Busy when the look already showed that a delivery could not work."""
+    if look.intent in ("not_writable", "disk_full"):
+        raise _host_failure(look.intent, place)
+    if not look.writable:
+        raise _host_failure("not_writable", place)
+    if look.intent == "held" and look.held is not None:
+        raise Busy(
+            f"{place} is being enrolled by {look.held.controller} until its lease ends in {max(0, look.held.lease_until - look.time)} seconds: "
+            "wait for that run, then run again.")
+
+
+def _host_failure(reason: str, place: str) -> HostFailure:
+    return HostFailure(_REMEDIES.get(reason, "The host reports {place}.").format(place=place), reason=reason)
+
+
+def _module_said(result: t.Mapping[str, t.Any]) -> str:
+    message = str(result.get("msg") or result.get("module_stderr") or "no answer").strip().splitlines()
+    return f"The host's part failed: {message[-1][:200] if message else 'no answer'}"
+
+
+def _is_privilege_problem(errors: str) -> bool:
+    return any(mark in errors.lower() for mark in ("sudo:", "su:", "doas:", "become"))
+
+
+def _parse_look(lines: list[str], request: LookRequest, facts: bool) -> Look:
+    values: dict[str, str] = {}
+    told: dict[str, str] = {}
+    tools: set[str] = set()
+    leftovers: list[str] = []
+    position = lines.index("files")
+    for line in lines[:position]:
+        word, _space, rest = line.partition(" ")
+        if word == "fact":
+            key, _space, value = rest.partition(" ")
+            told[key] = value
+        elif word == "tool":
+            tools.add(rest)
+        elif word == "leftover":
+            leftovers.append(rest)
+        else:
+            values[word] = rest
+    body = "".join(lines[position + 1: lines.index(END)])
+    try:
+        files = unpack_files(base64.b64decode(body)) if body else {}
+    except (tarfile.TarError, ValueError):
+        raise HostFailure("The host's answer arrived damaged: run again.", reason="corrupt") from None
+    return _build_look(
+        files, request, facts=told, tools=frozenset(tools), time=int(values.get("time", "0")), intent=values.get("intent", ""),
+        leftovers=tuple(leftovers), writable=values.get("writable") == "yes", free_kib=_number(values.get("free", "")))
+
+
+def _build_look(files: dict[str, HostFile], request: LookRequest, *, facts: t.Mapping[str, t.Any], **values: t.Any) -> Look:
+    """Sort what came back into receipt, generations, previous and other files."""
+    own = {path[len(request.root) + 1:]: item for path, item in files.items() if path.startswith(request.root + "/")}
+    generations: dict[int, dict[str, Secret]] = {}
+    ids: dict[int, str] = {}
+    for place, item in own.items():
+        parts = place.split("/")
+        if len(parts) == 3 and parts[0] == "generations" and parts[1].isdigit() and item.content:
+            text = item.content.decode("utf-8", "replace")
+            if parts[2] == _AGENT_ID:
+                ids[int(parts[1])] = text
+                generations.setdefault(int(parts[1]), {})
+            else:
+                generations.setdefault(int(parts[1]), {})[parts[2]] = Secret(text)
+    receipt, digest = _receipt(own.get("receipt.json"))
+    intent = own.get("intent")
+    newest = max(generations, default=0)
+    secrets = generations.get(newest, {})
+    register_with_core(secrets.values())
+    return Look(
+        receipt=receipt, receipt_digest=digest, generations=generations, files={path: files[path] for path in request.read if path in files},
+        previous={place.split("/", 1)[1]: item for place, item in own.items() if place.startswith("previous/")},
+        facts=_clean_facts(facts), key=own["key"].content.decode() if "key" in own else "",
+        held=Intent.load(intent.content) if intent is not None else None, secrets=secrets, agent_id=ids.get(newest, ""), **values)
+
+
+def _receipt(item: HostFile | None) -> tuple[Receipt | None, str]:
+    """Return the receipt and its digest; a receipt that cannot be read counts as lost, a newer one stops us."""
+    if item is None:
+        return None, ""
+    digest = hashlib.sha256(item.content).hexdigest()
+    try:
+        return Receipt.load(item.content), digest
+    except ReceiptError as error:
+        if "newer" in str(error):
+            raise HostFailure(str(error), reason="newer_receipt") from None
+        return None, digest
+
+
+def _clean_facts(facts: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Return the host's facts in the guide's names and units: GiB with two digits, whole seconds."""
+    if not facts:
+        return {}
+    clean: dict[str, t.Any] = {key: str(facts[key]) for key in ("arch", "hostname", "kernel_version", "docker_compose_version") if facts.get(key)}
+    clean["os"] = str(facts.get("os", "")).lower()
+    if facts.get("docker_version"):
+        words = str(facts["docker_version"]).replace(",", " ").split()
+        clean["docker_version"] = next((word for word in words if word[:1].isdigit()), "")
+    for source, target in (("memory_kib", "memory_gb"), ("disk_free_kib", "disk_free_gb")):
+        if _number(facts.get(source)):
+            clean[target] = round(_number(facts[source]) / 1024 ** 2, 2)
+    for key in ("cpu_cores", "uptime_seconds"):
+        if _number(facts.get(key)):
+            clean[key] = _number(facts[key])
+    return clean
+
+
+def _number(value: t.Any) -> int:
+    return int(value) if str(value).isdigit() else 0

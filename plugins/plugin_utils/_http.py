@@ -1,0 +1,390 @@
+# Copyright (c) 2026, muster.agents contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""HTTP to a control plane: one keep-alive session, strict TLS, and failures told apart by what they mean (private to muster.agents).
+
+A request that provably never arrived may be sent again; one whose answer was lost may not, unless it only reads.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import email.utils
+import hashlib
+import ipaddress
+import json
+import re
+import socket
+import ssl
+import time
+import traceback
+import typing as t
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from ansible_collections.muster.agents.plugins.plugin_utils._errors import (
+    Ambiguous,
+    InvalidInput,
+    MissingLibrary,
+    ServerFault,
+    Throttled,
+    Unreachable,
+    Untrusted,
+)
+
+try:
+    import requests
+    import requests.adapters
+    import requests.utils
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+    from urllib3.connection import HTTPSConnection
+    from urllib3.connectionpool import HTTPSConnectionPool
+    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+except ImportError:
+    IMPORT_ERROR: str | None = traceback.format_exc()
+else:
+    IMPORT_ERROR = None
+
+__all__ = ["Answer", "Http", "Transport", "check_url", "require_library"]
+
+_TLS_FLOORS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+_RETRIED_STATUS = frozenset({502, 503, 504})
+_PAUSES = (0.1, 0.4, 1.0, 2.0, 4.0)
+_MAX_WAIT = 60.0
+_MAX_BODY = 4 * 1024 * 1024
+
+
+def require_library() -> None:
+    """Raise MissingLibrary when requests or cryptography are not installed beside ansible-core."""
+    if IMPORT_ERROR is not None:
+        raise MissingLibrary(
+            "The Python libraries requests and cryptography are needed on the controller: install the collection's requirements.txt "
+            "into the environment that runs ansible-playbook.", traceback=IMPORT_ERROR)
+
+
+@dataclass(frozen=True)
+class Transport:
+    """How to reach a server. timeout is in seconds, for connecting and for each read; retries counts further tries of what is safe to repeat.
+
+    pin_sha256: SHA-256 of the server's certificate in hexadecimal (colons allowed) or of its public key (SPKI) in base64, as in RFC 7469.
+    """
+
+    ca_cert: str = ""
+    client_cert: str = ""
+    client_key: str = ""
+    validate_certs: bool = True
+    pin_sha256: str = ""
+    tls_min_version: str = "1.2"
+    ciphers: str = ""
+    proxy: str = ""
+    timeout: float = 10.0
+    retries: int = 3
+    allow_plaintext: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer. *text* is kept out of repr, since it may hold a credential."""
+
+    status: int
+    headers: t.Mapping[str, str]
+    text: str = field(repr=False)
+
+    @property
+    def json(self) -> t.Any:
+        """The body as JSON, None when it is not JSON."""
+        try:
+            return json.loads(self.text)
+        except ValueError:
+            return None
+
+    @property
+    def message(self) -> str:
+        """The server's own words for a failure (JSON ``message``/``error``/``msg`` or short plain text), at most 200 characters."""
+        document = self.json
+        if isinstance(document, dict):
+            for key in ("message", "error", "msg"):
+                if isinstance(document.get(key), str):
+                    return _one_line(document[key])
+            return ""
+        return _one_line(self.text) if self.headers.get("content-type", "text/plain").startswith("text/plain") else ""
+
+
+def check_url(url: str, *, option: str, allow_plaintext: bool) -> str:
+    """Return *url* without a trailing slash. Raises InvalidInput unless it is scheme://host[:port], and https except to loopback."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidInput(f"{option} {url!r} has no scheme or host: write it as https://host:port.")
+    try:
+        parts.port
+    except ValueError:
+        raise InvalidInput(f"{option} {url!r} has an impossible port: write it as https://host:port.") from None
+    if parts.username is not None or parts.password is not None:
+        raise InvalidInput(f"{option} holds a user name or password: give those through their own options.")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise InvalidInput(f"{option} {url!r} has a path or query: give only {parts.scheme}://{parts.netloc}, the paths are added here.")
+    if parts.scheme == "http" and not allow_plaintext and not _is_loopback(parts.hostname):
+        raise InvalidInput(f"{option} {url!r} would send credentials in clear text: use https, or set allow_plaintext: true if the network is yours.")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+class Http:
+    """A keep-alive session to one server. Not shared between threads."""
+
+    def __init__(self, url: str, transport: Transport, *, option: str = "url", headers: t.Mapping[str, str] | None = None) -> None:
+        """Check *url* and the TLS options; nothing is sent. Raises InvalidInput or MissingLibrary."""
+        require_library()
+        self.url = check_url(url, option=option, allow_plaintext=transport.allow_plaintext)
+        self.transport = transport
+        self.clock_skew: float | None = None
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.headers.update({"User-Agent": "muster.agents", "Accept": "application/json", **(headers or {})})
+        self._session.proxies = {"http": transport.proxy, "https": transport.proxy} if transport.proxy else requests.utils.get_environ_proxies(self.url)
+        if self.url.startswith("https:"):
+            self._session.mount("https://", _TlsAdapter(_tls_context(transport), _Pin.parse(transport.pin_sha256)))
+
+    def get(self, path: str, *, params: t.Mapping[str, t.Any] | None = None, headers: t.Mapping[str, str] | None = None) -> Answer:
+        """Read *path*; safe to repeat, so faults and throttling are retried. Raises Unreachable, Untrusted, ServerFault or Throttled."""
+        return self._tried("GET", path, read=True, params=params, headers=headers)
+
+    def send(
+        self, method: str, path: str, *, json_body: t.Any = None, headers: t.Mapping[str, str] | None = None, read: bool = False,
+    ) -> Answer:
+        """Send a request that may change something. Raises Ambiguous when it may have been carried out; *read* marks a harmless one."""
+        return self._tried(method, path, read=read, json_body=json_body, headers=headers)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def _tried(self, method: str, path: str, *, read: bool, **request: t.Any) -> Answer:
+        pauses = iter((_PAUSES * 4)[: max(0, self.transport.retries)])
+        while True:
+            pause = next(pauses, None)
+            try:
+                answer = self._once(method, path, read=read, **request)
+            except (Unreachable, ServerFault):
+                if pause is None:
+                    raise
+                time.sleep(pause)
+                continue
+            if answer.status == 429:
+                wait = _retry_after(answer)
+                if pause is None or wait > _MAX_WAIT:
+                    raise Throttled(f"{self.url} asks to wait {wait:.0f} seconds before the next request.", retry_after=wait)
+                time.sleep(max(wait, pause))
+                continue
+            if read and answer.status in _RETRIED_STATUS and pause is not None:
+                time.sleep(pause)
+                continue
+            return answer
+
+    def _once(
+        self, method: str, path: str, *, read: bool, params: t.Mapping[str, t.Any] | None = None, json_body: t.Any = None,
+        headers: t.Mapping[str, str] | None = None,
+    ) -> Answer:
+        before = time.time()
+        try:
+            response = self._session.request(
+                method, self.url + path, params=params, json=json_body, headers=headers, timeout=self.transport.timeout,
+                allow_redirects=False, stream=True)
+            body = response.raw.read(_MAX_BODY, decode_content=True)
+            if len(body) >= _MAX_BODY:
+                raise ServerFault(f"{self.url} sent more than {_MAX_BODY} bytes: this is not the control plane it should be.")
+            response.close()
+        except Exception as error:
+            raise self._failure(error, read=read) from None
+        self._note_clock(response.headers.get("Date"), before)
+        return Answer(response.status_code, {key.lower(): value for key, value in response.headers.items()}, body.decode("utf-8", "replace"))
+
+    def _note_clock(self, date: str | None, before: float) -> None:
+        if not date:
+            return
+        try:
+            server = email.utils.parsedate_to_datetime(date).timestamp()
+        except (TypeError, ValueError):
+            return
+        self.clock_skew = server - (before + time.time()) / 2
+
+    def _failure(self, error: Exception, *, read: bool) -> Exception:
+        """Return the exception that says what *error* means for the request."""
+        if isinstance(error, ServerFault):
+            return error
+        chain = list(_causes(error))
+        for cause in chain:
+            if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
+                return Untrusted(_tls_sentence(self.url, cause), reason=_tls_reason(cause))
+        for cause in chain:
+            if isinstance(cause, socket.gaierror):
+                return Unreachable(f"{self.url} cannot be resolved: check the host name and the controller's DNS.", reason="unresolvable")
+            if isinstance(cause, ConnectionRefusedError):
+                return Unreachable(f"{self.url} refuses connections: check that the server runs and that the port is right.", reason="refused")
+        if any(isinstance(cause, (NewConnectionError, ConnectTimeoutError)) for cause in chain):
+            return Unreachable(f"{self.url} cannot be reached within {self.transport.timeout:g} s: check the route and firewalls from the controller.")
+        if read:
+            return ServerFault(f"{self.url} broke off before its answer was complete ({type(chain[-1]).__name__}): try again.")
+        return Ambiguous(f"{self.url} took the request but its answer was lost ({type(chain[-1]).__name__}); the next run finds out what happened.")
+
+
+@dataclass(frozen=True)
+class _Pin:
+    """The server key or certificate that must be met: exactly one of both digests is set."""
+
+    certificate: bytes = b""
+    public_key: bytes = b""
+
+    @classmethod
+    def parse(cls, text: str) -> _Pin | None:
+        """Read the option's value. Raises InvalidInput when it is neither 64 hexadecimal digits nor a base64 SHA-256."""
+        if not text:
+            return None
+        plain = re.sub(r"\A(?:sha256(?://|:|/))", "", text.strip(), flags=re.IGNORECASE)
+        digits = plain.replace(":", "")
+        if re.fullmatch(r"[0-9A-Fa-f]{64}", digits):
+            return cls(certificate=bytes.fromhex(digits))
+        try:
+            digest = base64.b64decode(plain, validate=True)
+        except (binascii.Error, ValueError):
+            digest = b""
+        if len(digest) != hashlib.sha256().digest_size:
+            raise InvalidInput("pin_sha256 is not a SHA-256: give 64 hexadecimal digits of the certificate, or the public key's digest in base64.")
+        return cls(public_key=digest)
+
+    def matches(self, der: bytes) -> bool:
+        """Say whether the certificate *der* is the pinned one."""
+        if self.certificate:
+            return hashlib.sha256(der).digest() == self.certificate
+        key = x509.load_der_x509_certificate(der).public_key()
+        return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest() == self.public_key
+
+
+if IMPORT_ERROR is None:
+
+    class _PinnedConnection(HTTPSConnection):
+        """A TLS connection that compares the peer with the pin before any byte of the request leaves."""
+
+        pin: t.ClassVar[_Pin]
+
+        def connect(self) -> None:
+            """Connect, then check the pin. Raises ssl.SSLError when it differs."""
+            super().connect()
+            der = self.sock.getpeercert(True) if isinstance(self.sock, ssl.SSLSocket) else None
+            if not der or not self.pin.matches(der):
+                self.close()
+                raise ssl.SSLError("MUSTER_PIN_MISMATCH")
+
+    class _TlsAdapter(requests.adapters.HTTPAdapter):
+        """Uses one SSL context for all connections, and the pin where there is one."""
+
+        def __init__(self, context: ssl.SSLContext, pin: _Pin | None) -> None:
+            self._context = context
+            self._pin = pin
+            super().__init__()
+
+        def init_poolmanager(self, *args: t.Any, **options: t.Any) -> None:
+            """Hand our context to urllib3."""
+            super().init_poolmanager(*args, ssl_context=self._context, **options)
+            if self._pin is not None:
+                connection = type("_Pinned", (_PinnedConnection,), {"pin": self._pin})
+                pool = type("_PinnedPool", (HTTPSConnectionPool,), {"ConnectionCls": connection})
+                self.poolmanager.pool_classes_by_scheme = {**self.poolmanager.pool_classes_by_scheme, "https": pool}
+
+        def proxy_manager_for(self, proxy: str, **options: t.Any) -> t.Any:
+            """Use our context through a proxy too."""
+            return super().proxy_manager_for(proxy, ssl_context=self._context, **options)
+
+        def cert_verify(self, conn: t.Any, url: str, verify: t.Any, cert: t.Any) -> None:
+            """Leave verification to the context, which already knows CA, client certificate and floor."""
+
+
+def _tls_context(transport: Transport) -> ssl.SSLContext:
+    if transport.tls_min_version not in _TLS_FLOORS:
+        raise InvalidInput(f"tls_min_version {transport.tls_min_version!r} is not one of {', '.join(sorted(_TLS_FLOORS))}.")
+    try:
+        context = ssl.create_default_context(cafile=transport.ca_cert or None)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidInput(f"ca_cert {transport.ca_cert!r} cannot be read as PEM certificates on the controller ({type(error).__name__}).") from None
+    if not transport.validate_certs:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = _TLS_FLOORS[transport.tls_min_version]
+    if transport.ciphers:
+        try:
+            context.set_ciphers(transport.ciphers)
+        except ssl.SSLError:
+            raise InvalidInput(f"ciphers {transport.ciphers!r} names no cipher that this OpenSSL knows.") from None
+    if transport.client_cert:
+        try:
+            context.load_cert_chain(transport.client_cert, transport.client_key or None, password=_no_password)
+        except (OSError, ssl.SSLError, ValueError) as error:
+            raise InvalidInput(
+                f"client_cert {transport.client_cert!r} and its key cannot be loaded on the controller ({type(error).__name__}): "
+                "give an unencrypted PEM pair that belongs together.") from None
+    return context
+
+
+def _no_password() -> str:
+    raise ValueError("encrypted")
+
+
+def _tls_reason(error: ssl.SSLError) -> str:
+    text = str(error)
+    if "MUSTER_PIN_MISMATCH" in text:
+        return "wrong_pin"
+    if any(mark in text.upper().replace(" ", "_") for mark in ("PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "NO_PROTOCOLS", "VERSION_TOO_LOW")):
+        return "tls_too_old"
+    return "untrusted"
+
+
+def _tls_sentence(url: str, error: ssl.SSLError) -> str:
+    reason = _tls_reason(error)
+    if reason == "wrong_pin":
+        return f"{url} shows a certificate that is not the pinned one: compare pin_sha256 with the server's certificate before trusting it."
+    if reason == "tls_too_old":
+        return f"{url} offers no TLS version at or above the floor: update the server, the floor is set by tls_min_version."
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{url} is not trusted: {error.verify_message}; name the CA that signed it in ca_cert, and use a host name the certificate carries."
+    if "WRONG_VERSION_NUMBER" in str(error) or "HTTP_REQUEST" in str(error):
+        return f"{url} does not speak TLS on this port: check the port, or whether the URL should begin with http://."
+    return f"{url} broke off the TLS handshake ({error.reason or 'no reason given'}): check client_cert, ciphers and tls_min_version."
+
+
+def _causes(error: BaseException | None) -> t.Iterator[BaseException]:
+    """Yield *error* and all that is wrapped in it, outermost first."""
+    seen: list[BaseException] = []
+    waiting: list[BaseException] = [error] if error is not None else []
+    while waiting:
+        current = waiting.pop(0)
+        if any(current is other for other in seen):
+            continue
+        seen.append(current)
+        yield current
+        inner = [current.__cause__, current.__context__, getattr(current, "reason", None), *current.args]
+        waiting.extend(item for item in inner if isinstance(item, BaseException))
+
+
+def _retry_after(answer: Answer) -> float:
+    value = answer.headers.get("retry-after", "")
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 1.0
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:200]

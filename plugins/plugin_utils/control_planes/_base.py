@@ -1,0 +1,267 @@
+# Copyright (c) 2026, muster.agents contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The contract between the enrolment transaction and a control plane (private to muster.agents).
+
+An adapter maps the collection's one vocabulary to the wire of one control plane, in the contract its guide documents and in
+the one its server ships. It detects what the server offers; it never asks the operator which version is running.
+"""
+
+from __future__ import annotations
+
+import re
+import typing as t
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
+from ansible_collections.muster.agents.plugins.plugin_utils._errors import InvalidInput, InvalidRequest, Mismatch
+from ansible_collections.muster.agents.plugins.plugin_utils._http import Http
+
+__all__ = [
+    "Bootstrap", "Capabilities", "ControlPlane", "Credential", "Enrolment", "IdentityRules", "Issued", "Proof", "Record", "ServerState",
+    "Withdrawal",
+]
+
+_GENERIC_NAMES = frozenset({
+    "agent", "collector", "default", "demo", "dev", "development", "example", "host", "localhost", "main", "master", "node", "prod", "production",
+    "server", "stage", "staging", "status-panel", "status_panel", "test", "testing",
+})
+_SEQUENTIAL = re.compile(r"(?:[A-Za-z]+[-_]?)?0*\d{1,4}\Z")
+_DATE = re.compile(r"(?<!\d)(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])(?!\d)")
+_DATE_TIME = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])[Tt]?(?:[01]\d|2[0-3])[0-5]\d")
+_EPOCH = re.compile(r"(?<![0-9A-Fa-f])1[0-9]{9}(?:[0-9]{3})?(?![0-9A-Fa-f])")
+_UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\Z")
+
+
+@dataclass(frozen=True)
+class IdentityRules:
+    """What a control plane accepts as an agent's name.
+
+    max_length: in characters. charset: a regular expression for one of them. unguessable: registration is open to whoever knows the
+    name, so that counted names (``web-01``) are refused too.
+    """
+
+    max_length: int
+    charset: str
+    charset_words: str
+    unguessable: bool = False
+
+    def check(self, name: str, *, allow_unstable: bool) -> None:
+        """Raise InvalidInput when *name* cannot serve as a lasting identity.
+
+        The guides ask for names that are unique and stay the same at each deployment. A date, a time or an epoch in a name makes
+        a new agent at every run; a generic or counted name collides or can be guessed. Both are refused unless *allow_unstable*.
+        """
+        if not name.strip():
+            raise InvalidInput("name is empty: give a stable, unique name for this agent, such as a UUID derived from the inventory name.")
+        if len(name) > self.max_length:
+            raise InvalidInput(f"name has {len(name)} characters, but this control plane stores at most {self.max_length}: shorten it.")
+        if re.fullmatch(f"{self.charset}+", name) is None:
+            raise InvalidInput(f"name {name!r} has characters other than {self.charset_words}: use only those.")
+        if not allow_unstable:
+            self._check_stable(name)
+
+    def _check_stable(self, name: str) -> None:
+        remedy = "Derive it from something that stays, or set allow_unstable_name: true if it really is fixed."
+        if _UUID.match(name) is not None:
+            return
+        if _DATE.search(name) or _DATE_TIME.search(name) or _EPOCH.search(name):
+            raise InvalidInput(f"name {name!r} contains a date, a time or an epoch, so that each run would enrol a new agent. {remedy}")
+        if name.lower() in _GENERIC_NAMES:
+            raise InvalidInput(f"name {name!r} is generic: two installations would share one identity. {remedy}")
+        if self.unguessable and _SEQUENTIAL.fullmatch(name):
+            raise InvalidInput(f"name {name!r} is sequential, so that anybody can guess it, and registration is open to whoever knows it. {remedy}")
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a control plane can do for us; facts about it, not options.
+
+    overlap: the old credential stays valid beside a new one. restore_old: a replaced credential can be put back.
+    revoke: what withdrawal can remove ("record", "credential" or "nothing"). key_born_on: where a private key is made, if any.
+    prove_on: where the proof by use runs. token_lifetime: seconds, None when tokens do not expire.
+    requests_per_minute: the server's known limit, None when it has none.
+    """
+
+    overlap: bool
+    restore_old: bool
+    revoke: t.Literal["record", "credential", "nothing"]
+    key_born_on: t.Literal["none", "host", "server"]
+    prove_on: t.Literal["controller", "host"]
+    token_lifetime: int | None
+    requests_per_minute: int | None
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """The identity an operator wants enrolled, in the collection's vocabulary; adapters map it to wire fields.
+
+    system_info may hold volatile values (uptime, free space): they are sent and never compared.
+    """
+
+    name: str
+    version: str = ""
+    capabilities: tuple[str, ...] = ()
+    system_info: t.Mapping[str, t.Any] = field(default_factory=dict)
+    hostname: str = ""
+    address: str = ""
+    labels: t.Mapping[str, t.Any] = field(default_factory=dict)
+    description: str = ""
+    service_type: str = ""
+    controller_name: str = ""
+    public_key: str = ""
+    allow_unstable_name: bool = False
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """What buys the right to enrol or to administer; all of it stays on the controller."""
+
+    registration_secret: Secret | None = None
+    install_token: Secret | None = None
+    username: str = ""
+    password: Secret | None = None
+    admin_token: Secret | None = None
+    client_id: str = ""
+    client_secret: Secret | None = None
+    issuer_url: str = ""
+
+
+@dataclass(frozen=True)
+class Credential:
+    """What an agent proves itself with: the id the server gave it and its secrets by name (``token``, ``certificate``, ``key`` ...)."""
+
+    agent_id: str
+    secrets: t.Mapping[str, Secret]
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """What a look at the control plane showed. *clock_skew* is server minus controller in seconds, None when it told no time."""
+
+    version: str = ""
+    api_versions: tuple[str, ...] = ()
+    clock_skew: float | None = None
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A credential as the server answered it. *created* is False when an existing record was handed back (adopted or refreshed)."""
+
+    credential: Credential
+    created: bool
+    server: ServerState = ServerState()
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The outcome of using a credential. *definite* is False when the answer says nothing about it (fault, time-out).
+
+    *pending* is True when the server says that it has not stored the credential yet.
+    """
+
+    accepted: bool
+    definite: bool
+    how: str
+    detail: str = ""
+    pending: bool = False
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the control plane knows of an agent. *last_seen* and *registered_at* are ISO 8601 in UTC, empty when unknown or never."""
+
+    name: str
+    agent_id: str = ""
+    version: str = ""
+    status: str = ""
+    capabilities: tuple[str, ...] = ()
+    system_info: t.Mapping[str, t.Any] = field(default_factory=dict)
+    last_seen: str = ""
+    registered_at: str = ""
+
+    def as_result(self) -> dict[str, t.Any]:
+        """Return the record as plain data for a task result."""
+        return {
+            "name": self.name, "agent_id": self.agent_id, "version": self.version, "status": self.status, "capabilities": list(self.capabilities),
+            "system_info": dict(self.system_info), "last_seen": self.last_seen, "registered_at": self.registered_at,
+        }
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """What a withdrawal took away at the control plane, and what it had to leave there, as short sentences."""
+
+    removed: tuple[str, ...] = ()
+    remains: tuple[str, ...] = ()
+
+
+class ControlPlane(ABC):
+    """One control plane, in every contract it is met in. Subclasses hold no state beside the session they are given."""
+
+    key: t.ClassVar[str]
+    capabilities: t.ClassVar[Capabilities]
+    rules: t.ClassVar[IdentityRules]
+    secret_names: t.ClassVar[tuple[str, ...]]
+    api_versions: t.ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, http: Http, bootstrap: Bootstrap) -> None:
+        self.http = http
+        self.bootstrap = bootstrap
+
+    def check(self, enrolment: Enrolment) -> None:
+        """Raise InvalidInput when the server could not accept *enrolment*; sends nothing."""
+        self.rules.check(enrolment.name, allow_unstable=enrolment.allow_unstable_name)
+
+    def wire_metadata(self, enrolment: Enrolment) -> dict[str, t.Any]:
+        """Return the parts of *enrolment* that the server stores and that are stable enough to compare between runs."""
+        return {"version": enrolment.version, "capabilities": sorted(enrolment.capabilities)}
+
+    def check_versions(self, offered: t.Iterable[str]) -> None:
+        """Raise Mismatch when the server *offered* API versions and none of them is one that agents of this kind speak."""
+        versions = tuple(offered)
+        if versions and self.api_versions and not self.api_versions.intersection(versions):
+            raise Mismatch(
+                f"{self.http.url} offers API versions {', '.join(versions)}, but {', '.join(sorted(self.api_versions))} is needed: "
+                "use a server and an agent that share one.", reason="no_common_api_version")
+
+    @abstractmethod
+    def probe(self) -> ServerState:
+        """Ask whether the server is there; changes nothing. Raises Unreachable, Untrusted or ServerFault."""
+
+    @abstractmethod
+    def find(self, name: str, credential: Credential | None) -> Record | None:
+        """Return what the server knows of *name*, None when it is unknown or the server offers no way to ask. Changes nothing."""
+
+    @abstractmethod
+    def register(self, enrolment: Enrolment, attempt: str) -> Issued:
+        """Enrol; *attempt* (a UUID) is sent as idempotency key.
+
+        Raises Ambiguous when it may have happened, IdentityConflict when the name is taken, Rejected when the bootstrap credential is bad.
+        """
+
+    @abstractmethod
+    def prove(self, enrolment: Enrolment, credential: Credential) -> Proof:
+        """Use *credential* in a call that changes nothing, not even the last time the agent was seen. Raises Unreachable or Untrusted only."""
+
+    def own_credential(self) -> Secret | None:
+        """Return a new credential that the server will accept once a store it trusts holds it, None where it issues its own only."""
+        return None
+
+    def refresh_metadata(self, enrolment: Enrolment, attempt: str) -> Issued | None:
+        """Send changed metadata for an enrolled agent; None when the server offers no way. The answer may carry the live credential."""
+        return None
+
+    @abstractmethod
+    def last_seen(self, name: str, credential: Credential) -> Record | None:
+        """Return the record with its last sign of life, None when the server does not tell."""
+
+    @abstractmethod
+    def revoke(self, name: str, credential: Credential | None) -> Withdrawal:
+        """Remove what this control plane lets one remove, and say what stays."""
+
+    def list_agents(self) -> t.Iterator[Record]:
+        """Yield every agent the server knows, through all pages. Raises InvalidRequest where it offers no such list."""
+        raise InvalidRequest(f"{self.key} offers no list of its agents: ask for one by name.", reason="unsupported")
