@@ -363,6 +363,8 @@ class Service:
             text = await call.text() if self.shared.faults.wants_text() else call.path
             fault = self.shared.faults.take(TRANSPORT, route.name, text)
             if fault is not None and fault.kind == "refuse":
+                # Taken off the wire, not acted on: else a client that still sends would meet one of several errors.
+                await call.text()
                 return self._drop(request, call, route, fault)
             self.shared.counters.arrived(plane.name, route.kind, route.name)
             answer = await self._answer(plane, route, call, fault, text)
