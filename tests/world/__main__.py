@@ -1,7 +1,10 @@
 # Copyright (c) 2026, muster.agents contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Command line: ``python -m world up|down|status|env|summary`` (PYTHONPATH=tests)."""
+"""Command line: ``python -m world up|down|status|env|summary`` (PYTHONPATH=tests).
+
+Options may also stand in the environment variable MUSTER_WORLD_FLAGS, and the directory in MUSTER_WORLD.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +48,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     suites = arguments.hosts
     changes = {
         "contract": arguments.contract,
-        "name": arguments.name or (None if file.exists() else os.environ.get("MUSTER_WORLD_NAME")),
-        "network": arguments.network or (None if file.exists() else os.environ.get("MUSTER_WORLD_NETWORK")),
+        "name": arguments.name,
+        "network": arguments.network,
         "suites": None if suites is None else () if suites == "none" else tuple(suites.split(",")),
         "control_plane_port": arguments.control_plane_port,
         "control_port": arguments.control_port,
@@ -56,9 +59,19 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return dataclasses.replace(base, **{name: value for name, value in changes.items() if value is not None})
 
 
+def open_world(words: list[str]) -> World:
+    """Return the world that the options in ``words`` and in MUSTER_WORLD_FLAGS describe. Nothing is started."""
+    arguments = _parse(["status", *words])
+    return World(arguments.state, _settings(arguments))
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    return _parser().parse_args([*shlex.split(os.environ.get("MUSTER_WORLD_FLAGS", "")), *words])
+
+
 def main() -> int:
     """Run one command. Returns the exit status: 0 done, 1 not running (status), 2 a WorldError, explained on stderr."""
-    arguments = _parser().parse_args()
+    arguments = _parse(sys.argv[1:])
     try:
         if arguments.command != "up" and not (arguments.state / "world.json").exists():
             print(f"There is no world in {arguments.state}.")

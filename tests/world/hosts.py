@@ -137,8 +137,13 @@ class Fleet:
             _command(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "muster.agents test hosts", "-f", str(self.key_file)])
 
     def _make_network(self) -> None:
-        if self._podman("network", "exists", self._network_name, check=False).returncode != 0:
-            self._podman("network", "create", f"--subnet={self.network}", f"--gateway={self.gateway}", self._network_name)
+        if self._podman("network", "exists", self._network_name, check=False).returncode == 0:
+            return
+        made = self._podman(
+            "network", "create", f"--subnet={self.network}", f"--gateway={self.gateway}", self._network_name, check=False
+        )
+        if made.returncode:
+            raise WorldError(f"The network {self.network} cannot be made: {made.stderr.strip()}.", "Choose another one with --network.")
 
     def _image(self, suite: str) -> str:
         """Return the name of the suite's image: present, imported from the cache, or built (about half a minute)."""
@@ -185,6 +190,12 @@ class Fleet:
         wanted = hashlib.sha256(
             "\n".join([image, str(self.network), public.read_text(), trust.read_text() if trust else ""]).encode()
         ).hexdigest()[:16]
+        owner = self._label(host, "muster.directory")
+        if owner and owner != str(self.directory) and Path(owner).exists():
+            raise WorldError(
+                f"{host.name} belongs to the world in {Path(owner).parent}.",
+                "Take that one down first, or give this one its own --name, --network and ports.",
+            )
         if self._label(host, "muster.recipe") == wanted:
             if self.running(host):
                 return False
@@ -201,6 +212,7 @@ class Fleet:
             f"--ip={host.address}",
             f"--label=muster.world={self.name}",
             f"--label=muster.recipe={wanted}",
+            f"--label=muster.directory={self.directory}",
             f"--add-host=control.muster.test:{self.gateway}",
             f"--add-host=vault.muster.test:{self.gateway}",
             "--systemd=always",

@@ -229,6 +229,11 @@ class World:
         hosts = {host.name: {"ansible_host": host.address} for host in self.fleet.hosts}
         _write_yaml(self.inventory, {"agents": {"vars": common, "hosts": hosts}})
         _write_yaml(self.demo_variables, self.variables())
+        # Beside the inventory too, where a play can override them, which it cannot with --extra-vars.
+        beside = self.directory / "group_vars" / "agents.yml"
+        beside.parent.mkdir(exist_ok=True)
+        if not beside.is_symlink():
+            beside.symlink_to(self.demo_variables)
 
     def variables(self) -> dict[str, Any]:
         """Return the variables with which the collection's roles enrol these hosts."""
