@@ -9,8 +9,8 @@ Runs on the host with Python 3.9+ and its standard library alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import typing as t
 
 __all__ = ["replace_file", "sync_directory", "temporary_name", "write_private"]
 
@@ -26,10 +26,8 @@ def write_private(path: str, content: bytes, *, mode: int = 0o600, uid: int = -1
 
     An existing file or link of that name is removed first and never followed. Raises OSError.
     """
-    try:
+    with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    except FileNotFoundError:
-        pass
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         if uid != -1 or gid != -1:
@@ -59,6 +57,6 @@ def sync_directory(path: str) -> None:
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
-    view: t.Union[bytes, memoryview] = memoryview(content)
+    view: bytes | memoryview = memoryview(content)
     while view:
         view = view[os.write(descriptor, view):]

@@ -31,15 +31,22 @@ from dataclasses import asdict, dataclass
 from ansible_collections.muster.agents.plugins.module_utils._atomic_file import replace_file, sync_directory, temporary_name, write_private
 from ansible_collections.muster.agents.plugins.module_utils._receipt import Intent
 
-__all__ = ["Delivery", "HostFile", "LookRequest", "StagedFile", "StoreFailure", "Validator", "deliver", "look", "pack_files", "previous_name", "unpack_files"]
+__all__ = [
+    "MAX_FILE", "MAX_SKEW", "Delivery", "HostFile", "LookRequest", "StagedFile", "StoreFailure", "Validator", "deliver", "look", "pack_files",
+    "previous_name", "unpack_files",
+]
 
 MAX_FILE = 1024 * 1024
+MAX_SKEW = 300
 _LOCK_WAIT = 10.0
-Validator = t.Callable[[t.Sequence[str]], t.Tuple[int, str]]
+Validator = t.Callable[[t.Sequence[str]], tuple[int, str]]
 
 
 class StoreFailure(Exception):
-    """The store could not do it: *reason* is stable (not_writable, disk_full, locked, changed, unknown_owner, invalid, corrupt), *detail* names the place."""
+    """The store could not do it: *reason* is stable, *detail* names the place.
+
+    Reasons: not_writable, disk_full, locked, changed, unknown_owner, invalid, corrupt.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -67,7 +74,7 @@ class StagedFile:
     group: str = "root"
     mode: str = "0600"
     directory_mode: str = "0755"
-    validate: t.Tuple[str, ...] = ()
+    validate: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,16 +82,17 @@ class LookRequest:
     """What to look at: the identity's directory, further files to read, and the intent to record when no usable receipt for *url* exists.
 
     lease is how many seconds the intent holds from the host's now on; force records it in any case; takeover names the ``controller`` of a dead run,
-    whose lease is void.
+    whose lease is void. controller_time (seconds since the epoch) keeps an intent from being recorded by a clock that is more than MAX_SKEW off.
     """
 
     root: str
     url: str = ""
-    read: t.Tuple[str, ...] = ()
-    intent: t.Optional[Intent] = None
+    read: tuple[str, ...] = ()
+    intent: Intent | None = None
     lease: int = 60
     force: bool = False
     takeover: str = ""
+    controller_time: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,16 +108,16 @@ class Delivery:
     receipt: bytes = b""
     key: str = ""
     generation: int = 0
-    secrets: t.Tuple[t.Tuple[str, bytes], ...] = ()
-    files: t.Tuple[StagedFile, ...] = ()
-    keep: t.Tuple[int, ...] = ()
-    remove: t.Tuple[str, ...] = ()
+    secrets: tuple[tuple[str, bytes], ...] = ()
+    files: tuple[StagedFile, ...] = ()
+    keep: tuple[int, ...] = ()
+    remove: tuple[str, ...] = ()
     save_previous: bool = False
     remove_all: bool = False
 
     def archive(self) -> bytes:
         """Return the tar archive that both ways deliver: ``g/<secret>``, ``f<index>``, ``receipt.json``, ``key`` and ``manifest``."""
-        members: t.List[t.Tuple[str, bytes]] = [(f"g/{name}", content) for name, content in self.secrets]
+        members: list[tuple[str, bytes]] = [(f"g/{name}", content) for name, content in self.secrets]
         members += [(f"f{index}", item.content) for index, item in enumerate(self.files)]
         if self.receipt:
             members.append(("receipt.json", self.receipt))
@@ -118,7 +126,7 @@ class Delivery:
         manifest = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in members)
         return _tar([*members, ("manifest", manifest.encode())])
 
-    def plan(self) -> t.Dict[str, t.Any]:
+    def plan(self) -> dict[str, t.Any]:
         """Return everything but the contents, as plain data."""
         document = {key: value for key, value in asdict(self).items() if key not in ("receipt", "key", "secrets", "files")}
         document["files"] = [{key: value for key, value in asdict(item).items() if key != "content"} for item in self.files]
@@ -130,7 +138,7 @@ class Delivery:
         """Undo :meth:`plan` and :meth:`archive`. Raises StoreFailure(corrupt) when the archive is not what its manifest says."""
         members = _untar(archive)
         manifest = members.pop("manifest", b"").decode()
-        listed = dict(reversed(line.split("  ", 1)) for line in manifest.splitlines())
+        listed = {line[66:]: line[:64] for line in manifest.splitlines()}
         if {name: hashlib.sha256(content).hexdigest() for name, content in members.items()} != listed:
             raise StoreFailure("corrupt", "the delivery differs from its manifest")
         files = tuple(
@@ -147,12 +155,12 @@ def previous_name(path: str) -> str:
     return path.replace("%", "%25").replace("/", "%2F")
 
 
-def look(request: LookRequest) -> t.Dict[str, t.Any]:
+def look(request: LookRequest) -> dict[str, t.Any]:
     """Read the store and what else is asked for; record the intent when there is work.
 
     Returns {"time": epoch, "uid", "writable": bool, "free_kib", "intent": "recorded"|"held"|"", "leftovers": [path], "files": {path: HostFile}}.
     """
-    answer: t.Dict[str, t.Any] = {"time": int(time.time()), "uid": os.geteuid(), "intent": ""}
+    answer: dict[str, t.Any] = {"time": int(time.time()), "uid": os.geteuid(), "intent": ""}
     parent = request.root
     while not os.path.isdir(parent):
         parent = os.path.dirname(parent)
@@ -160,7 +168,8 @@ def look(request: LookRequest) -> t.Dict[str, t.Any]:
     space = os.statvfs(parent)
     answer["free_kib"] = space.f_bavail * space.f_frsize // 1024
     if request.intent is not None and (request.force or not _settled(request)):
-        answer["intent"] = _record_intent(request, answer["time"])
+        skewed = request.controller_time and abs(answer["time"] - request.controller_time) > MAX_SKEW
+        answer["intent"] = "clock_skew" if skewed else _record_intent(request, answer["time"])
     places = [os.path.join(request.root, name) for name in ("receipt.json", "key", "intent")]
     for directory in ("generations", "previous"):
         for base, _directories, names in sorted(os.walk(os.path.join(request.root, directory))):
@@ -223,9 +232,9 @@ def pack_files(files: t.Mapping[str, HostFile]) -> bytes:
     return buffer.getvalue()
 
 
-def unpack_files(data: bytes) -> t.Dict[str, HostFile]:
+def unpack_files(data: bytes) -> dict[str, HostFile]:
     """Undo :func:`pack_files`, and read what ``tar -P`` made. Raises tarfile.TarError when *data* is cut short."""
-    found: t.Dict[str, HostFile] = {}
+    found: dict[str, HostFile] = {}
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
         for member in archive:
             stream = archive.extractfile(member) if member.isfile() else None
@@ -309,7 +318,7 @@ def _make_directories(path: str, mode: int) -> None:
         os.chmod(directory, mode)
 
 
-def _ids(item: StagedFile) -> t.Tuple[int, int]:
+def _ids(item: StagedFile) -> tuple[int, int]:
     try:
         uid = int(item.owner) if item.owner.isdigit() else pwd.getpwnam(item.owner).pw_uid
         gid = int(item.group) if item.group.isdigit() else grp.getgrnam(item.group).gr_gid
@@ -378,7 +387,7 @@ def _unlink(path: str) -> None:
         return
 
 
-def _read(path: str) -> t.Optional[HostFile]:
+def _read(path: str) -> HostFile | None:
     try:
         with open(path, "rb") as stream:
             state = os.fstat(stream.fileno())
@@ -433,22 +442,22 @@ def _translated(root: str) -> t.Iterator[None]:
         raise StoreFailure(reason, str(error.filename or root)) from None
 
 
-def _tar(members: t.Sequence[t.Tuple[str, bytes]]) -> bytes:
+def _tar(members: t.Sequence[tuple[str, bytes]]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         if any(name.startswith("g/") for name, _content in members):
             folder = tarfile.TarInfo("g")
-            folder.type, folder.mode = tarfile.DIRTYPE, 0o700
+            folder.type, folder.mode, folder.mtime = tarfile.DIRTYPE, 0o700, int(time.time())
             archive.addfile(folder)
         for name, content in members:
             member = tarfile.TarInfo(name)
-            member.size, member.mode = len(content), 0o600
+            member.size, member.mode, member.mtime = len(content), 0o600, int(time.time())
             archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
 
 
-def _untar(data: bytes) -> t.Dict[str, bytes]:
-    members: t.Dict[str, bytes] = {}
+def _untar(data: bytes) -> dict[str, bytes]:
+    members: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             for member in archive:

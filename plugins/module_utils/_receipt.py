@@ -51,8 +51,8 @@ class VaultLeaf:
 
     path: str
     kv_version: int
-    version: t.Optional[int]
-    fields: t.Tuple[str, ...]
+    version: int | None
+    fields: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Intent:
         return "\t".join((self.attempt, self.controller, str(self.lease_until), self.why)).encode() + b"\n"
 
     @classmethod
-    def load(cls, data: bytes) -> t.Optional[Intent]:
+    def load(cls, data: bytes) -> Intent | None:
         """Return the intent in *data*, None when it is cut short or foreign."""
         parts = data.decode("utf-8", "replace").rstrip("\n").split("\t")
         if len(parts) != 4 or not parts[2].isdigit():
@@ -100,15 +100,15 @@ class Receipt:
     fingerprints: t.Mapping[str, str] = field(default_factory=dict)
     metadata: str = ""
     server: t.Mapping[str, t.Any] = field(default_factory=dict)
-    vault: t.Tuple[VaultLeaf, ...] = ()
+    vault: tuple[VaultLeaf, ...] = ()
     vault_url: str = ""
     policy: t.Mapping[str, t.Any] = field(default_factory=dict)
-    files: t.Tuple[DeliveredFile, ...] = ()
+    files: tuple[DeliveredFile, ...] = ()
     adopted_from: str = ""
     pending_restart: int = 0
-    retire_pending: t.Tuple[str, ...] = ()
+    retire_pending: tuple[str, ...] = ()
     proof: t.Mapping[str, t.Any] = field(default_factory=dict)
-    history: t.Tuple[Transition, ...] = ()
+    history: tuple[Transition, ...] = ()
     schema: int = SCHEMA
 
     def moved(self, phase: str, why: str, at: int) -> Receipt:

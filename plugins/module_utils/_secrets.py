@@ -62,7 +62,7 @@ def new_key() -> str:
     return _random.token_hex(_KEY_BYTES)
 
 
-def fingerprint(key: str, value: t.Union[Secret, str, bytes]) -> str:
+def fingerprint(key: str, value: Secret | str | bytes) -> str:
     """Return the keyed fingerprint of *value*: 12 hexadecimal digits of HMAC-SHA256.
 
     *key* is the host's own random key, so that nobody can test guesses of a weak secret against a published fingerprint.

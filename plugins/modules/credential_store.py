@@ -65,6 +65,10 @@ options:
     description: The holder of a lease that is void, because its process is gone.
     type: str
     default: ''
+  controller_time:
+    description: The controller's time in seconds since the epoch; a host whose clock is more than 300 seconds off gets no intent. V(0) skips that.
+    type: int
+    default: 0
   make_key:
     description: Whether to make the store's own key when it has none; deliveries are sealed with it.
     type: bool
@@ -155,6 +159,7 @@ def main() -> None:
             "lease": {"type": "int", "default": 60},
             "force": {"type": "bool", "default": False},
             "takeover": {"type": "str", "default": ""},
+            "controller_time": {"type": "int", "default": 0},
             "make_key": {"type": "bool", "default": False, "no_log": False},
             "seal_key": {"type": "str", "no_log": True},
             "payload": {"type": "str", "no_log": True},
@@ -188,7 +193,7 @@ def _look(module: AnsibleModule) -> dict[str, t.Any]:
         _ensure_key(options["root"])
     answer = look(LookRequest(
         options["root"], url=options["url"] or "", read=tuple(options["read"]), intent=intent, lease=options["lease"], force=options["force"],
-        takeover=options["takeover"]))
+        takeover=options["takeover"], controller_time=options["controller_time"]))
     answer["files"] = base64.b64encode(pack_files(answer["files"])).decode()
     answer["facts"] = _facts(module) if options["facts"] else {}
     answer["tools"] = [name for name in _TOOLS if shutil.which(name)]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import typing as t
 
 __all__ = [
-    "AGENT_TOKEN_POLICY", "CONTROL_PLANE", "CONTROL_PLANES", "FILES", "IDENTITY", "SECRETS", "STORE", "TRANSPORT", "VAULT", "Spec",
+    "AGENT_TOKEN_POLICY", "CONTROL_PLANE", "CONTROL_PLANES", "ENROLMENT", "FILES", "IDENTITY", "SECRETS", "STORE", "TRANSPORT", "VAULT", "Spec",
 ]
 
-Spec = t.Dict[str, t.Dict[str, t.Any]]
+Spec = dict[str, dict[str, t.Any]]
 
 CONTROL_PLANES = ["stacker"]
 
@@ -99,6 +99,24 @@ FILES: Spec = {
             "restart": {"type": "bool", "default": True},
         },
     },
+}
+
+ENROLMENT: Spec = {
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "adopt_from": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "path": {"type": "str", "required": True},
+            "format": {"type": "str", "choices": ["env", "json"], "default": "env"},
+            "agent_id": {"type": "str", "required": True},
+            "secrets": {"type": "dict", "required": True, "no_log": False},
+        },
+    },
+    "adopt": {"type": "str", "choices": ["never", "stale", "always"], "default": "stale"},
+    "adopt_after": {"type": "float", "default": 3600.0},
+    "settle_timeout": {"type": "float", "default": 10.0},
+    "lease": {"type": "int", "default": 60},
 }
 
 VAULT: Spec = {

@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import tarfile
+import time
 import typing as t
 from dataclasses import dataclass, field
 
@@ -23,7 +24,7 @@ from ansible_collections.muster.agents.plugins.module_utils._secrets import Secr
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import Ambiguous, Busy, HostFailure
 from ansible_collections.muster.agents.plugins.plugin_utils._host_scripts import END, START, deliver_script, look_script
 
-__all__ = ["Host", "Look", "controller_identity", "holder_is_dead"]
+__all__ = ["Host", "Look", "controller_identity", "holder_is_dead", "require_free"]
 
 _MODULE = "muster.agents.credential_store"
 _AGENT_ID = "agent_id"
@@ -44,7 +45,7 @@ class Look:
 
     receipt is None when there is none, receipt_digest its SHA-256 (empty for none). generations maps numbers to secrets by file name.
     files holds the further files that were asked for; previous what a delivery replaced. intent says what became of ours; held is whoever has the lease.
-    facts are the host's own (plain values), time the host's clock, key the host's fingerprint key.
+    facts are the host's own (plain values), time the host's clock and taken_at the controller's at the look, key the host's fingerprint key.
     """
 
     receipt: Receipt | None
@@ -63,6 +64,7 @@ class Look:
     free_kib: int = 0
     secrets: t.Mapping[str, Secret] = field(default_factory=dict)
     agent_id: str = ""
+    taken_at: float = 0.0
 
     def generation(self) -> int:
         """Return the number of the newest generation on the host, 0 for none; it may be newer than the receipt after a crash."""
@@ -83,16 +85,20 @@ class Host:
         self._key = ""
 
     def look(
-        self, read: t.Sequence[str] = (), *, facts: bool = False, intent: Intent | None = None, url: str = "", lease: int = 60, force: bool = False,
-        takeover: str = "",
+        self, read: t.Sequence[str] = (), *, facts: bool = False, intent: Intent | None = None, url: str = "", lease: int = 60,
+        force: bool = False, takeover: str = "", will_deliver: bool = False,
     ) -> Look:
-        """Read the store and the files *read*; record *intent* when no usable receipt for *url* exists (or *force*). Raises HostFailure."""
-        request = LookRequest(self.root, url=url, read=tuple(read), intent=intent, lease=lease, force=force, takeover=takeover)
+        """Read the store and the files *read*; record *intent* when no usable receipt for *url* exists (or *force*).
+
+        *facts* asks for what the host says of itself; *will_deliver* prepares the store for a sealed delivery. Raises HostFailure.
+        """
+        request = LookRequest(
+            self.root, url=url, read=tuple(read), intent=intent, lease=lease, force=force, takeover=takeover, controller_time=int(time.time()))
         if self._way != "module" and self._scriptable():
             found = self._look_by_script(request, facts)
             if found is not None:
                 return found
-        return self._look_by_module(request, facts)
+        return self._look_by_module(request, facts, will_deliver or intent is not None)
 
     def deliver(self, delivery: Delivery) -> None:
         """Put *delivery* in place. Raises HostFailure, or Ambiguous when the connection broke and it may have happened."""
@@ -103,7 +109,7 @@ class Host:
 
     def execute(self, module: str, args: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         """Run a module on the host and return its result. Raises HostFailure when it fails without saying why."""
-        with _unshown(self._action):
+        with _Unshown(self._action):
             result = self._action._execute_module(module_name=module, module_args=dict(args), task_vars=self._task_vars)
         return dict(result)
 
@@ -113,7 +119,7 @@ class Host:
 
     def _run(self, script: str, data: bytes | None) -> tuple[int, str, str]:
         """Run *script* with *data* on standard input; neither is displayed at any verbosity."""
-        with _unshown(self._action):
+        with _Unshown(self._action):
             result = self._action._low_level_execute_command(script, sudoable=True, in_data=data, executable="/bin/sh")
         return int(result.get("rc", 1)), str(result.get("stdout") or ""), str(result.get("stderr") or "")
 
@@ -144,13 +150,14 @@ class Host:
             raise Ambiguous("The delivery to the host broke off on the way; the next run finds out how far it came.", reason="delivery_lost")
         raise HostFailure("The host did not run the delivery: check the connection and become settings, then run again.", reason="delivery_failed")
 
-    def _look_by_module(self, request: LookRequest, facts: bool) -> Look:
+    def _look_by_module(self, request: LookRequest, facts: bool, will_deliver: bool) -> Look:
         key = new_key()
         intent = request.intent
         result = self.execute(_MODULE, {
             "operation": "look", "root": request.root, "url": request.url, "read": list(request.read), "facts": facts, "seal_key": key,
-            "intent": intent.dump().decode() if intent is not None else None, "lease": request.lease, "force": request.force, "takeover": request.takeover,
-            "make_key": intent is not None,
+            "intent": intent.dump().decode() if intent is not None else None, "lease": request.lease, "force": request.force,
+            "takeover": request.takeover, "controller_time": request.controller_time,
+            "make_key": will_deliver,
         })
         if "sealed" not in result:
             raise HostFailure(_module_said(result), reason=str(result.get("reason") or "host_failure"))
@@ -176,7 +183,7 @@ class Host:
             raise HostFailure(_module_said(result), reason=str(result.get("reason") or "delivery_failed"))
 
 
-class _unshown:
+class _Unshown:
     """While inside, the connection shows neither what it sends nor what comes back, at any verbosity.
 
     The ssh plugin prints the complete answer of a command at -vvv; ansible-core's own switch for that is the play context's no_log.
@@ -291,7 +298,7 @@ def _build_look(files: dict[str, HostFile], request: LookRequest, *, facts: t.Ma
         receipt=receipt, receipt_digest=digest, generations=generations, files={path: files[path] for path in request.read if path in files},
         previous={place.split("/", 1)[1]: item for place, item in own.items() if place.startswith("previous/")},
         facts=_clean_facts(facts), key=own["key"].content.decode() if "key" in own else "",
-        held=Intent.load(intent.content) if intent is not None else None, secrets=secrets, agent_id=ids.get(newest, ""), **values)
+        held=Intent.load(intent.content) if intent is not None else None, secrets=secrets, agent_id=ids.get(newest, ""), taken_at=time.time(), **values)
 
 
 def _receipt(item: HostFile | None) -> tuple[Receipt | None, str]:

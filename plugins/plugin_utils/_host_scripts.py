@@ -15,7 +15,7 @@ import os
 import shlex
 
 from ansible_collections.muster.agents.plugins.module_utils._atomic_file import temporary_name
-from ansible_collections.muster.agents.plugins.module_utils._credential_store import MAX_FILE, Delivery, LookRequest, StagedFile, previous_name
+from ansible_collections.muster.agents.plugins.module_utils._credential_store import MAX_FILE, MAX_SKEW, Delivery, LookRequest, StagedFile, previous_name
 
 __all__ = ["END", "START", "deliver_script", "look_script"]
 
@@ -50,6 +50,8 @@ settled() {{
   [ -f "$r/receipt.json" ] && grep -qE '^ "phase": "(ISSUED|STORED|ACTIVE|COMMITTED)"' "$r/receipt.json" && grep -qF {url_line} "$r/receipt.json"
 }}
 record() {{
+  skew=$((now - {controller_time}))
+  if [ "${{skew#-}}" -gt {max_skew} ]; then say 'intent clock_skew'; return 0; fi
   mkdir -p "$r" && chmod 700 "$r" && ( : >>"$r/lock" ) || return 1
   exec 9>>"$r/lock"; flock -w 10 9 || return 1
   attempt=; holder=; until=0
@@ -120,6 +122,7 @@ def look_script(request: LookRequest, *, facts: bool) -> str:
         parts.append(_INTENT.format(
             url_line=shlex.quote(f'"url": "{request.url}"'), me=shlex.quote(request.intent.controller), takeover=shlex.quote(request.takeover),
             attempt=shlex.quote(request.intent.attempt), lease=int(request.lease), why=shlex.quote(request.intent.why),
+            controller_time=int(request.controller_time or 0), max_skew=MAX_SKEW if request.controller_time else 1 << 60,
             condition="" if request.force else "settled ||"))
     if facts:
         parts.append(_FACTS)

@@ -43,6 +43,7 @@ try:
     from urllib3.connection import HTTPSConnection
     from urllib3.connectionpool import HTTPSConnectionPool
     from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+    from urllib3.exceptions import HTTPError as Urllib3Error
 except ImportError:
     IMPORT_ERROR: str | None = traceback.format_exc()
 else:
@@ -119,9 +120,11 @@ def check_url(url: str, *, option: str, allow_plaintext: bool) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidInput(f"{option} {url!r} has no scheme or host: write it as https://host:port.")
     try:
-        parts.port
+        port = parts.port
     except ValueError:
-        raise InvalidInput(f"{option} {url!r} has an impossible port: write it as https://host:port.") from None
+        port = 0
+    if port == 0:
+        raise InvalidInput(f"{option} {url!r} has an impossible port: write it as https://host:port.")
     if parts.username is not None or parts.password is not None:
         raise InvalidInput(f"{option} holds a user name or password: give those through their own options.")
     if parts.path not in ("", "/") or parts.query or parts.fragment:
@@ -196,7 +199,7 @@ class Http:
             if len(body) >= _MAX_BODY:
                 raise ServerFault(f"{self.url} sent more than {_MAX_BODY} bytes: this is not the control plane it should be.")
             response.close()
-        except Exception as error:
+        except (requests.RequestException, Urllib3Error, OSError) as error:
             raise self._failure(error, read=read) from None
         self._note_clock(response.headers.get("Date"), before)
         return Answer(response.status_code, {key.lower(): value for key, value in response.headers.items()}, body.decode("utf-8", "replace"))
@@ -212,8 +215,6 @@ class Http:
 
     def _failure(self, error: Exception, *, read: bool) -> Exception:
         """Return the exception that says what *error* means for the request."""
-        if isinstance(error, ServerFault):
-            return error
         chain = list(_causes(error))
         for cause in chain:
             if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
@@ -345,7 +346,7 @@ def _tls_sentence(url: str, error: ssl.SSLError) -> str:
     if reason == "wrong_pin":
         return f"{url} shows a certificate that is not the pinned one: compare pin_sha256 with the server's certificate before trusting it."
     if reason == "tls_too_old":
-        return f"{url} offers no TLS version at or above the floor: update the server, the floor is set by tls_min_version."
+        return f"{url} offers no TLS version at or above the floor: renew the server's TLS, the floor is set by tls_min_version."
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"{url} is not trusted: {error.verify_message}; name the CA that signed it in ca_cert, and use a host name the certificate carries."
     if "WRONG_VERSION_NUMBER" in str(error) or "HTTP_REQUEST" in str(error):

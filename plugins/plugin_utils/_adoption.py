@@ -1,0 +1,112 @@
+# Copyright (c) 2026, muster.agents contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Credentials that already exist somewhere, in the order in which they are tried (private to muster.agents).
+
+Who is right is decided by use, never by age: each candidate is shown to the control plane until one is accepted.
+"""
+
+from __future__ import annotations
+
+import json
+import typing as t
+from dataclasses import dataclass, field
+
+from ansible_collections.muster.agents.plugins.module_utils._credential_store import HostFile
+from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret, register_with_core
+from ansible_collections.muster.agents.plugins.plugin_utils._errors import InvalidInput
+from ansible_collections.muster.agents.plugins.plugin_utils._formats import FormatError, parse_env
+from ansible_collections.muster.agents.plugins.plugin_utils._host import Look
+from ansible_collections.muster.agents.plugins.plugin_utils._spool import Spool
+from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault, VaultPath
+from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Credential
+
+__all__ = ["Candidate", "OldPlace", "candidates_in_vault", "candidates_on_host", "old_places"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A credential and where it was found. *possessed* is True when it lay on this very host or in our spool, which proves that it is this agent's."""
+
+    credential: Credential
+    origin: str
+    possessed: bool
+    generation: int = 0
+    extra: t.Mapping[str, Secret] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OldPlace:
+    """A file where an earlier tool left an agent's credential: its format (env or json), the key of the id, and keys of secrets by our names."""
+
+    path: str
+    format: str
+    agent_id: str
+    secrets: t.Mapping[str, str]
+
+
+def old_places(items: t.Sequence[t.Mapping[str, t.Any]] | None) -> tuple[OldPlace, ...]:
+    """Return the option ``adopt_from`` as values. Raises InvalidInput for a path that is not absolute."""
+    places = []
+    for item in items or ():
+        if not str(item["path"]).startswith("/"):
+            raise InvalidInput(f"adopt_from: path {item['path']!r} is not absolute: give the file's full path on the host.")
+        places.append(OldPlace(item["path"], item["format"], item["agent_id"], {str(key): str(value) for key, value in item["secrets"].items()}))
+    return tuple(places)
+
+
+def candidates_on_host(look: Look, places: t.Sequence[OldPlace], spool: Spool, secret_names: t.Sequence[str]) -> t.Iterator[Candidate]:
+    """Yield the store's generations from the newest, what an interrupted run spooled, then what an earlier tool left in files."""
+    receipt_id = look.receipt.agent_id if look.receipt is not None else ""
+    for number in sorted(look.generations, reverse=True):
+        secrets = look.generations[number]
+        agent_id = (look.agent_id if number == look.generation() else "") or receipt_id
+        if all(name in secrets for name in secret_names):
+            issued = {name: secrets[name] for name in secret_names}
+            extra = {name: secret for name, secret in secrets.items() if name not in issued}
+            yield Candidate(Credential(agent_id, issued), "store", True, number, extra)
+    spooled = spool.find()
+    if spooled is not None:
+        yield Candidate(spooled[0], "spool", True, 0, spooled[1])
+    for place in places:
+        found = look.files.get(place.path)
+        credential = _read_old(found, place, secret_names) if found is not None else None
+        if credential is not None:
+            yield Candidate(credential, place.path, True)
+
+
+def candidates_in_vault(vault: Vault, paths: t.Sequence[VaultPath], agent_id: str, secret_names: t.Sequence[str]) -> t.Iterator[Candidate]:
+    """Yield what Vault holds under the readers' paths. *agent_id* is what else is known of the identity, empty when nothing is."""
+    for path in paths:
+        wanted = {secret: name for name, secret in path.fields.items() if secret in secret_names}
+        if not all(name in wanted for name in secret_names):
+            continue
+        entry = vault.read(path)
+        secrets = {name: entry.fields[wanted[name]] for name in secret_names if wanted[name] in entry.fields}
+        if len(secrets) == len(tuple(secret_names)):
+            register_with_core(secrets.values())
+            yield Candidate(Credential(agent_id, secrets), f"vault:{path.path}", False)
+
+
+def _read_old(found: HostFile, place: OldPlace, secret_names: t.Sequence[str]) -> Credential | None:
+    """Return the credential in an old file, None when it is not all there."""
+    text = found.content.decode("utf-8", "replace")
+    try:
+        values: t.Any = parse_env(text) if place.format == "env" else json.loads(text)
+    except (FormatError, ValueError):
+        values = _loose_env(text) if place.format == "env" else None
+    if not isinstance(values, dict):
+        return None
+    secrets = {name: values.get(place.secrets.get(name, "")) for name in secret_names}
+    if not all(isinstance(value, str) and value for value in secrets.values()):
+        return None
+    credential = Credential(str(values.get(place.agent_id) or ""), {name: Secret(str(value)) for name, value in secrets.items()})
+    register_with_core(credential.secrets.values())
+    return credential
+
+
+def _loose_env(text: str) -> dict[str, str]:
+    """Read what lines there are of a hand-made environment file that is not strictly one."""
+    pairs = (line.strip().partition("=") for line in text.splitlines() if "=" in line and not line.lstrip().startswith("#"))
+    return {key.strip().removeprefix("export ").strip(): value.strip().strip("'\"") for key, _equals, value in pairs}

@@ -1,0 +1,34 @@
+# Copyright (c) 2026, muster.agents contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Named points of the transaction at which a test may end it (private to muster.agents).
+
+Nothing happens unless the environment of ansible-playbook sets ``MUSTER_AGENTS_TEST_FAULT=<point>=<kill|raise>``, which is meant for tests alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from ansible_collections.muster.agents.plugins.plugin_utils._errors import AgentsError
+
+__all__ = ["POINTS", "reach"]
+
+POINTS = (
+    "after_probe", "after_look", "before_issue", "after_issue", "after_spool", "after_settle", "after_vault", "after_mint", "before_delivery",
+    "after_delivery", "before_commit", "after_commit",
+)
+_SWITCH = "MUSTER_AGENTS_TEST_FAULT"
+
+
+def reach(point: str) -> None:
+    """Say that the transaction has come to *point*. With the test switch on it, kill the controller or raise AgentsError there."""
+    wanted, _equals, action = os.environ.get(_SWITCH, "").partition("=")
+    if wanted != point:
+        return
+    if action == "raise":
+        raise AgentsError(f"The test switch ended the run at {point}.", reason="test_fault")
+    os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
