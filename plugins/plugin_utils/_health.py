@@ -1,0 +1,482 @@
+# Copyright (c) 2026, muster.agents contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The gate: an agent is deployed once it runs, its credential is accepted and its control plane saw it (private to muster.agents).
+
+Three kinds of evidence, since none is enough alone: the host says that the process is up and well (agent_probe), the control plane says
+that it accepts the credential (proof by use, which changes nothing), and that the agent itself has called since its process started.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import typing as t
+from dataclasses import dataclass, field, replace
+
+from ansible_collections.muster.agents.plugins.module_utils._credential_store import Delivery
+from ansible_collections.muster.agents.plugins.module_utils._local_probe import Check, worst
+from ansible_collections.muster.agents.plugins.module_utils._receipt import Receipt
+from ansible_collections.muster.agents.plugins.module_utils._secrets import REDACTED, Secret
+from ansible_collections.muster.agents.plugins.plugin_utils._errors import (
+    AgentsError,
+    GateRed,
+    HostFailure,
+    InvalidInput,
+    Throttled,
+    Unreachable,
+)
+from ansible_collections.muster.agents.plugins.plugin_utils._host import Look
+from ansible_collections.muster.agents.plugins.plugin_utils._redaction import redacted_view
+from ansible_collections.muster.agents.plugins.plugin_utils._times import parse_time
+from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import ControlPlane, Credential, Enrolment, Record
+
+__all__ = [
+    "Clock", "Gate", "GateHost", "GateOptions", "ServerClock", "Sighting", "Span", "gate_options", "judge_seen", "moment",
+    "redacted_lines", "redacted_value",
+]
+
+_PROBE = "muster.agents.agent_probe"
+_FIRST_PAUSE, _LAST_PAUSE = 0.2, 1.0  # seconds between two questions to the control plane
+# A Date header counts whole seconds (RFC 9110, 5.6.7), and servers may cache it for half a second.
+_DATE_RESOLUTION = 1.5
+_UNKNOWN_CLOCK = 2.0  # seconds either way where the server tells no time
+_GRACE = 3.0  # seconds after which a sign of life too close to the start to be told apart is accepted
+_LINE_LENGTH = 500
+_ENROLLED = ("STORED", "ACTIVE", "COMMITTED")
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+# What names a secret in a log line; it masks those that are not known here, such as a token of long ago.
+_ASSIGNED = re.compile(
+    r"(?i)\b((?:authorization|x-vault-token|x-agent-signature|[\w-]*(?:token|password|passwd|secret|api[_-]?key))[\"']?\s*[=:]\s*[\"']?(?:bearer\s+|basic\s+)?)"
+    r"[^\s\"',;}]{6,}")
+_BEARER = re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{6,}")
+_REMEDIES = {
+    "unit_not_found": "Install the unit, or correct its name in units.",
+    "unit_masked": "Run systemctl unmask on it.",
+    "unit_failed": "Read the journal below, and systemctl status of the unit.",
+    "unit_exits": "Read the journal below; a wrong path, a missing setting or a taken port are the usual causes.",
+    "unit_flapping": "Read the journal below for what ends it.",
+    "unit_starting": "Give it more retries if it is slow by nature, else read the journal below.",
+    "unit_inactive": "Start the unit.",
+    "port_taken": "Stop that process, or give the agent another port.",
+    "no_answer": "Check the port that the agent was started with, and that health_url names it.",
+    "status_not_ok": "Read the health document and the journal below.",
+    "refresh_failed": "Check the VAULT_* settings the agent was started with, its Vault token and that token's policy.",
+    "token_stale": "Check that the agent reaches Vault and that its Vault token has not run out.",
+    "credential_refused": "Run agent_register again: it finds out which credential the server accepts.",
+    "credential_pending": "The control plane has not stored the credential yet: check that it reaches its Vault, then run again.",
+    "credential_unclear": "The control plane gives no clear answer: look at its own health, then run again.",
+    "not_seen": "Check that the host reaches the control plane's URL, and read the journal below.",
+    "not_enrolled": "Run agent_register first.",
+    "unfinished": "Run agent_register again: it finishes what was begun.",
+}
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """What the gate is asked. units: the first is the one that talks to the control plane. wait is in seconds and spans the whole gate."""
+
+    name: str
+    units: tuple[str, ...] = ()
+    health_url: str = ""
+    health_status: str = "ok"
+    vault_enabled: bool = False
+    token_age_max: int = 600
+    seen: bool = True
+    wait: float = 20.0
+    journal_lines: int = 40
+    commit: bool = True
+    check_mode: bool = False
+
+
+class GateHost(t.Protocol):
+    """What the gate needs of a host; _host.Host is one."""
+
+    root: str
+
+    def look(self) -> Look:
+        """Read the store."""
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Write the receipt."""
+
+    def execute(self, module: str, args: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+        """Run a module on the host."""
+
+
+class Clock:
+    """Time, so that tests can own it."""
+
+    def now(self) -> float:
+        """Seconds since the epoch on the controller's clock."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that only moves forward."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A moment that is known to lie between two times (epoch seconds)."""
+
+    low: float
+    high: float
+
+    def plus(self, other: Span) -> Span:
+        """Return the span shifted by an uncertain amount."""
+        return Span(self.low + other.low, self.high + other.high)
+
+
+class ServerClock:
+    """How far the server's clock is ahead of the controller's, in ever narrower bounds: each answer's Date header adds one."""
+
+    def __init__(self) -> None:
+        self._low: float | None = None
+        self._high: float | None = None
+
+    def note(self, skew: float | None) -> None:
+        """Take one measurement, server minus controller in seconds; it is too small by up to the header's resolution."""
+        if skew is None:
+            return
+        self._low = skew if self._low is None else max(self._low, skew)
+        self._high = skew + _DATE_RESOLUTION if self._high is None else min(self._high, skew + _DATE_RESOLUTION)
+
+    def bounds(self) -> Span:
+        """Return what is known; two seconds around no difference where the server never told a time."""
+        if self._low is None or self._high is None:
+            return Span(-_UNKNOWN_CLOCK, _UNKNOWN_CLOCK)
+        return Span(min(self._low, self._high), max(self._low, self._high))
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """Whether a sign of life came after a start: *sure* by any reading of the clocks, *possible* by one of them."""
+
+    sure: bool
+    possible: bool
+
+
+@dataclass
+class _Findings:
+    """What one passage through the gate gathered. *journal* is None until it was asked for; it is not redacted yet."""
+
+    checks: list[Check] = field(default_factory=list)
+    units: list[dict[str, t.Any]] = field(default_factory=list)
+    health: t.Any = None
+    journal: list[str] | None = None
+    last_seen: str = ""
+    how: str = ""
+
+
+def gate_options(args: t.Mapping[str, t.Any], *, check_mode: bool) -> GateOptions:
+    """Return the task's arguments as one value. Raises InvalidInput for a negative number or a health_url that is no URL."""
+    for option in ("retries", "delay", "journal_lines", "token_age_max"):
+        if args[option] < 0:
+            raise InvalidInput(f"{option} is {args[option]}: give a number that is not negative.")
+    url = args.get("health_url") or ""
+    if url and not re.match(r"https?://[^/\s]+", url):
+        raise InvalidInput(f"health_url {url!r} is no URL: write it as the host sees it, such as http://127.0.0.1:5000/health.")
+    return GateOptions(
+        name=args["name"], units=tuple(args["units"]), health_url=url, health_status=args["health_status"],
+        vault_enabled=args["vault_enabled"], token_age_max=args["token_age_max"], seen=args["seen"], wait=args["retries"] * args["delay"],
+        journal_lines=args["journal_lines"], commit=args["commit"], check_mode=check_mode)
+
+
+def moment(text: str) -> Span | None:
+    """Return the moment an ISO 8601 text names, as wide as its last digit; None when it names none."""
+    start = parse_time(text)
+    if start is None:
+        return None
+    fraction = re.search(r"\.(\d+)", text)
+    return Span(start, start + 10.0 ** -(len(fraction.group(1)) if fraction else 0))
+
+
+def judge_seen(last_seen: Span, started: Span) -> Sighting:
+    """Compare a sign of life with the start of the process, both on the server's clock."""
+    return Sighting(sure=last_seen.low >= started.high, possible=last_seen.high >= started.low)
+
+
+def redacted_lines(lines: t.Iterable[str], known: t.Iterable[Secret]) -> list[str]:
+    """Return journal *lines* fit to be shown: *known* secrets and values given to a secret's name are masked, control codes removed."""
+    text = _cut("\n".join(_CONTROL.sub("", line) for line in lines), _numbered(known))
+    masked = _BEARER.sub(rf"\1{REDACTED}", _ASSIGNED.sub(rf"\1{REDACTED}", text))
+    return [line[:_LINE_LENGTH] for line in masked.splitlines()]
+
+
+def redacted_value(value: t.Any, known: t.Iterable[Secret]) -> t.Any:
+    """Return plain data with the *known* secrets masked in every string."""
+    return _masked(value, _numbered(known))
+
+
+class Gate:
+    """One passage of one agent through the gate."""
+
+    def __init__(self, options: GateOptions, host: GateHost, control_plane: ControlPlane, clock: Clock | None = None) -> None:
+        """Nothing is asked yet."""
+        self._options = options
+        self._host = host
+        self._control_plane = control_plane
+        self._clock = clock or Clock()
+        self._server_clock = ServerClock()
+        self._began = self._clock.monotonic()
+        self._wait = 0.0 if options.check_mode else options.wait
+
+    def run(self) -> dict[str, t.Any]:
+        """Judge the agent, and commit when it is well.
+
+        Returns the task result. Raises GateRed when it is not well (in check mode that is a result, since nothing was started there).
+        """
+        look = self._host.look()
+        known = [secret for generation in look.generations.values() for secret in generation.values()]
+        findings = self._findings(look)
+        bad = worst(findings.checks)
+        facts = self._facts(look, findings, known)
+        if bad is None:
+            return {**facts, **self._green(look, findings)}
+        sentence = redacted_value(_sentence(bad), known)
+        facts = {**facts, "action": "checked", "journal": redacted_lines(findings.journal or (), known)}
+        if self._options.check_mode:
+            return {**facts, "changed": False, "reason": bad.reason, "msg": f"Check mode: the gate would be red now. {sentence}"}
+        self._mark_unhealthy(look, bad)
+        raise GateRed(f"{self._options.name} did not prove itself in {facts['duration']:.0f} s. {sentence}", reason=bad.reason, **facts)
+
+    def _findings(self, look: Look) -> _Findings:
+        findings = _Findings()
+        credential = _credential(look)
+        if credential is None:
+            findings.checks.append(_not_enrolled(look.receipt))
+            return findings
+        started = self._local(findings)
+        well = worst(findings.checks) is None
+        accepted = self._credential_check(findings, credential, patient=well)
+        findings.checks.append(accepted)
+        if well and accepted.ok:
+            before = self._clock.monotonic()
+            findings.checks.append(self._seen_check(findings, credential, started))
+            if self._clock.monotonic() - before > _LAST_PAUSE:
+                self._still_up(findings)
+        if worst(findings.checks) is not None and findings.journal is None:
+            findings.journal = self._probe(0.0, "always").get("journal")
+        return findings
+
+    def _remaining(self) -> float:
+        return max(0.0, self._began + self._wait - self._clock.monotonic())
+
+    def _probe(self, timeout: float, journal: str) -> dict[str, t.Any]:
+        """Run the probe on the host. Raises HostFailure when it cannot look."""
+        options = self._options
+        answer = self._host.execute(_PROBE, {
+            "units": list(options.units), "health_url": options.health_url or None, "health_status": options.health_status,
+            "vault_enabled": options.vault_enabled, "token_age_max": options.token_age_max, "timeout": timeout, "journal": journal,
+            "journal_lines": options.journal_lines,
+        })
+        if answer.get("failed") or "checks" not in answer:
+            reason = str(answer.get("reason") or "host_failure")
+            raise HostFailure(f"The agent cannot be looked at on the host: {_last_line(answer)}", reason=reason)
+        return answer
+
+    def _local(self, findings: _Findings) -> Span:
+        """Judge the host's side with the time that is left. Returns when the agent's process started, on the controller's clock.
+
+        The host's own clock is not asked: the process's age is taken back from the moment of the look, which lies between two of ours.
+        """
+        before = self._clock.now()
+        answer = self._probe(self._remaining(), "failure")
+        after = self._clock.now()
+        findings.checks = [Check(**item) for item in answer["checks"]]
+        findings.units, findings.health, findings.journal = answer["units"], answer["health"], answer.get("journal")
+        uptime = answer["units"][0]["uptime"] if answer["units"] else None
+        if uptime is None:  # nothing to count from: only a sign of life from now on tells anything
+            return Span(before, before)
+        return Span(before + answer["elapsed"] - answer["looked"] - uptime, after - answer["looked"] - uptime)
+
+    def _still_up(self, findings: _Findings) -> None:
+        """Look again after a wait: an agent that ended meanwhile is not well, whatever it proved before."""
+        earlier = {unit["name"]: (unit["main_pid"], unit["restarts"]) for unit in findings.units}
+        proved = [check for check in findings.checks if check.name in ("credential", "seen")]
+        self._local(findings)
+        for unit in findings.units:
+            if earlier.get(unit["name"]) != (unit["main_pid"], unit["restarts"]):
+                again = Check(f"unit {unit['name']}", False, "It ended and was started again while we waited.", "unit_flapping")
+                findings.checks.append(again)
+        findings.checks.extend(proved)
+
+    def _tries(self, *, patient: bool) -> t.Iterator[t.Callable[[float], None]]:
+        """Yield once, then with growing pauses until the gate's time is over; what is yielded lengthens the next pause (in seconds)."""
+        pause = _FIRST_PAUSE
+        while True:
+            asked = [0.0]
+            yield asked.append
+            remaining = self._remaining()
+            if not patient or remaining <= 0:
+                return
+            self._clock.sleep(min(max(pause, *asked), remaining))
+            pause = min(pause * 1.5, _LAST_PAUSE)
+
+    def _credential_check(self, findings: _Findings, credential: Credential, *, patient: bool) -> Check:
+        """Use the credential. A clear refusal is final; a server that is away or still writing is asked again."""
+        enrolment = Enrolment(name=self._options.name)
+        check = Check("credential", False, "It was not tried.", "credential_unclear")
+        for _longer in self._tries(patient=patient):
+            try:
+                proof = self._control_plane.prove(enrolment, credential)
+            except Unreachable as error:
+                check = Check("credential", False, error.msg, error.reason)
+                continue
+            except AgentsError as error:
+                return Check("credential", False, error.msg, error.reason)
+            self._server_clock.note(self._control_plane.http.clock_skew)
+            if proof.accepted:
+                findings.how = proof.how
+                return Check("credential", True, f"The control plane accepts it ({proof.how}).")
+            if proof.definite and not proof.pending:
+                return Check("credential", False, f"The control plane refuses it ({proof.detail or proof.how}).", "credential_refused")
+            reason = "credential_pending" if proof.pending else "credential_unclear"
+            check = Check("credential", False, f"The control plane gives no clear answer to it ({proof.detail or proof.how}).", reason)
+        return check
+
+    def _seen_check(self, findings: _Findings, credential: Credential, started: Span) -> Check:
+        """Wait for a sign of life that is younger than the agent's process."""
+        if not self._options.seen:
+            return Check("seen", True, "Not judged: seen is false.", skipped=True)
+        began = self._clock.monotonic()
+        check = Check("seen", False, "The control plane has never seen it.", "not_seen")
+        for longer in self._tries(patient=True):
+            try:
+                record = self._control_plane.last_seen(self._options.name, credential)
+            except Throttled as error:
+                longer(error.retry_after)
+                continue
+            except AgentsError as error:
+                check = Check("seen", False, error.msg, error.reason)
+                continue
+            if record is None:
+                return Check("seen", True, "Not judged: this control plane does not tell when it saw an agent.", skipped=True)
+            self._server_clock.note(self._control_plane.http.clock_skew)
+            findings.last_seen = record.last_seen
+            seen = moment(record.last_seen)
+            if seen is None:
+                continue
+            since = started.plus(self._server_clock.bounds())
+            sighting = judge_seen(seen, since)
+            patience_over = self._remaining() <= 0 or self._clock.monotonic() - began >= _GRACE
+            if sighting.sure or (sighting.possible and patience_over):
+                return Check("seen", True, f"The control plane saw it at {record.last_seen}, after its start.")
+            check = _not_seen(record, seen, since)
+        return check
+
+    def _green(self, look: Look, findings: _Findings) -> dict[str, t.Any]:
+        """Write the receipt if that says anything new. Returns what the task result says about it."""
+        options = self._options
+        if not options.commit or options.check_mode or look.receipt is None:
+            return {"changed": False, "action": "checked", "reason": "ok", "msg": f"{options.name} is well; nothing was written."}
+        receipt = self._committed(look.receipt, findings)
+        if receipt is None:
+            return {"changed": False, "action": "unchanged", "reason": "ok", "msg": f"{options.name} is well, and was committed before."}
+        self._host.deliver(Delivery(root=self._host.root, expect=look.receipt_digest, receipt=receipt.dump()))
+        pending = " It still has to be restarted to read its newest files." if receipt.pending_restart else ""
+        return {
+            "changed": True, "action": "committed", "reason": "ok", "pending_restart": receipt.pending_restart > 0,
+            "msg": f"{options.name} is well and committed.{pending}",
+        }
+
+    def _committed(self, receipt: Receipt, findings: _Findings) -> Receipt | None:
+        """Return the receipt as it should be now, None when it says so already."""
+        restarted = bool(findings.units) and all((unit["started"] or 0) > receipt.pending_restart for unit in findings.units)
+        pending = 0 if restarted else receipt.pending_restart
+        recovered = bool(receipt.history) and receipt.history[-1].why.startswith(_UNHEALTHY)
+        if receipt.phase == "COMMITTED" and pending == receipt.pending_restart and not recovered:
+            return None
+        now = int(self._clock.now())
+        how = "+".join(part for part in (findings.how, "seen" if findings.last_seen and self._options.seen else "") if part)
+        proof = {"when": now, "how": how, "result": "accepted"}
+        return replace(receipt.moved("COMMITTED", "the gate is green", now), pending_restart=pending, proof=proof)
+
+    def _mark_unhealthy(self, look: Look, bad: Check) -> None:
+        """Note the failure in the receipt's history, once; nothing is taken away, since the credential may be good (failure point F11)."""
+        receipt = look.receipt
+        why = f"{_UNHEALTHY}{bad.reason}"
+        if not self._options.commit or receipt is None or (receipt.history and receipt.history[-1].why == why):
+            return
+        marked = receipt.moved(receipt.phase, why, int(self._clock.now()))
+        try:
+            self._host.deliver(Delivery(root=self._host.root, expect=look.receipt_digest, receipt=marked.dump()))
+        except AgentsError:
+            return  # the note is a convenience; the failure that is being reported is what matters
+
+    def _facts(self, look: Look, findings: _Findings, known: t.Sequence[Secret]) -> dict[str, t.Any]:
+        receipt = look.receipt
+        committed = receipt is not None and (receipt.phase == "COMMITTED" or any(step.phase == "COMMITTED" for step in receipt.history))
+        return {
+            "name": self._options.name,
+            "checks": redacted_value([_plain(check) for check in findings.checks], known),
+            "health": redacted_value(findings.health, known),
+            "last_seen": findings.last_seen,
+            "units": findings.units,
+            "pending_restart": receipt is not None and receipt.pending_restart > 0,
+            "previously_committed": committed,
+            "duration": round(self._clock.monotonic() - self._began, 3),
+        }
+
+
+_UNHEALTHY = "unhealthy: "
+
+
+def _credential(look: Look) -> Credential | None:
+    """Return what the agent proves itself with, None when this host holds no finished enrolment."""
+    receipt = look.receipt
+    if receipt is None or receipt.phase not in _ENROLLED:
+        return None
+    secrets = look.generations.get(receipt.generation) or look.secrets
+    agent_id = receipt.agent_id or look.agent_id
+    return Credential(agent_id, secrets) if secrets and agent_id else None
+
+
+def _not_enrolled(receipt: Receipt | None) -> Check:
+    if receipt is None or receipt.phase in ("WITHDRAWN", "INTENT"):
+        return Check("receipt", False, "This agent is not enrolled on this host.", "not_enrolled", final=True)
+    return Check("receipt", False, f"Its enrolment is not finished (phase {receipt.phase}).", "unfinished", final=True)
+
+
+def _not_seen(record: Record, seen: Span, since: Span) -> Check:
+    before = max(0.0, since.low - seen.high)
+    return Check("seen", False, f"The control plane saw it last at {record.last_seen}, {before:.0f} s before it started.", "not_seen")
+
+
+def _sentence(bad: Check) -> str:
+    remedy = _REMEDIES.get(bad.reason, "")
+    return f"{bad.name[:1].upper()}{bad.name[1:]}: {bad.detail} {remedy}".strip()
+
+
+def _plain(check: Check) -> dict[str, t.Any]:
+    return {"name": check.name, "ok": check.ok, "reason": check.reason, "detail": check.detail, "skipped": check.skipped}
+
+
+def _last_line(answer: t.Mapping[str, t.Any]) -> str:
+    lines = str(answer.get("msg") or answer.get("module_stderr") or "no answer").strip().splitlines()
+    return lines[-1][:300] if lines else "no answer"
+
+
+def _masked(value: t.Any, known: t.Mapping[str, Secret]) -> t.Any:
+    if isinstance(value, str):
+        return _cut(value, known)
+    if isinstance(value, dict):
+        return {_cut(str(key), known): _masked(item, known) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_masked(item, known) for item in value]
+    return value
+
+
+def _cut(text: str, known: t.Mapping[str, Secret]) -> str:
+    """Return *text* without any of *known*, in whatever everyday encoding; only a count of lines where one cannot be cut out."""
+    return redacted_view(text.encode(), "text", known).rstrip("\n") if text else text
+
+
+def _numbered(known: t.Iterable[Secret]) -> dict[str, Secret]:
+    return {str(number): secret for number, secret in enumerate(known)}
