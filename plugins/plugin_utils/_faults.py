@@ -4,11 +4,13 @@
 
 """Named points of the transaction at which a test may end it (private to muster.agents).
 
-Nothing happens unless the environment of ansible-playbook sets ``MUSTER_AGENTS_TEST_FAULT=<point>=<kill|raise>``, which is meant for tests alone.
+Nothing happens unless the environment of ansible-playbook sets ``MUSTER_AGENTS_TEST_FAULT=<point>=<kill|raise|stop>``, which is meant for tests
+alone. ``kill`` ends the controller at once; ``stop`` halts the worker until somebody kills or continues it, so that many can be killed at one point.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 
@@ -24,11 +26,17 @@ _SWITCH = "MUSTER_AGENTS_TEST_FAULT"
 
 
 def reach(point: str) -> None:
-    """Say that the transaction has come to *point*. With the test switch on it, kill the controller or raise AgentsError there."""
+    """Say that the transaction has come to *point*. With the test switch on it, stop there, kill the controller, or raise AgentsError."""
     wanted, _equals, action = os.environ.get(_SWITCH, "").partition("=")
     if wanted != point:
         return
     if action == "raise":
         raise AgentsError(f"The test switch ended the run at {point}.", reason="test_fault")
-    os.kill(os.getppid(), signal.SIGKILL)
+    if action == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return
+    # A worker whose controller is gone already has been adopted by some other process, which is none of ours.
+    controller = multiprocessing.parent_process()
+    if controller is not None and controller.pid == os.getppid():
+        os.kill(controller.pid, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
