@@ -31,7 +31,10 @@ from ansible_collections.muster.agents.plugins.plugin_utils._vault_policy import
     revoke,
 )
 
-__all__ = ["AgentTokenPolicy", "TokenOutcome", "Vault", "VaultChange", "VaultEntry", "VaultPath", "agent_token_policy", "vault_paths"]
+__all__ = [
+    "AgentTokenPolicy", "TokenOutcome", "Vault", "VaultChange", "VaultEntry", "VaultPath", "agent_token_policy", "check_secret_names",
+    "vault_paths",
+]
 
 _TRIES = 5
 # A cluster's other nodes may answer a read a moment behind the write.
@@ -149,6 +152,15 @@ def vault_paths(items: t.Iterable[t.Mapping[str, t.Any]] | None) -> tuple[VaultP
                 raise InvalidInput(f"vault_paths: field {str(name)!r} of {path} must name a secret, such as token: token.")
         found[path] = VaultPath(path, {str(name): secret for name, secret in fields.items()})
     return tuple(found.values())
+
+
+def check_secret_names(paths: t.Iterable[VaultPath], known: t.Collection[str]) -> None:
+    """Raise InvalidInput when a field names a secret that is not among *known*."""
+    for path in paths:
+        for name, secret in path.fields.items():
+            if secret not in known:
+                names = ", ".join(sorted(known)) or "none"
+                raise InvalidInput(f"vault_paths: field {name} of {path.path} names an unknown secret {secret!r} (known: {names}).")
 
 
 class Vault:
@@ -347,15 +359,14 @@ class Vault:
         self.authenticate()
         return plan_token(self._client, policy, current)
 
-    def ensure_agent_token(self, policy: AgentTokenPolicy, current: Secret | None) -> tuple[bool, Secret | None, dict[str, t.Any]]:
+    def ensure_agent_token(self, policy: AgentTokenPolicy, current: Secret | None) -> tuple[TokenOutcome, Secret | None]:
         """Make the policy right and see that the agent has a token under it.
 
-        Returns (changed, new token or None when *current* stays, facts). Deliver the new token, then revoke the old one
-        with :meth:`revoke_agent_token`.
+        Returns the outcome (``.changed``, ``.as_result()``) and the new token, None when *current* stays. Deliver the new token,
+        then revoke the old one with :meth:`revoke_agent_token`.
         """
         self.authenticate()
-        outcome, token = ensure_token(self._client, policy, current)
-        return outcome.changed, token, outcome.as_result()
+        return ensure_token(self._client, policy, current)
 
     def revoke_agent_token(self, token: Secret) -> None:
         """Revoke a token that has been replaced; one that Vault no longer knows is fine."""
@@ -453,10 +464,7 @@ def _contended(path: str) -> VaultFailure:
 
 
 def _wanted(path: VaultPath, secrets: t.Mapping[str, Secret]) -> dict[str, str]:
-    for name, secret in path.fields.items():
-        if secret not in secrets:
-            known = ", ".join(sorted(secrets)) or "none"
-            raise InvalidInput(f"vault_paths: field {name} of {path.path} names an unknown secret {secret!r} (known: {known}).")
+    check_secret_names([path], secrets)
     return {name: secrets[secret].reveal() for name, secret in path.fields.items()}
 
 

@@ -28,6 +28,11 @@ _CAPABILITIES = ("create", "read", "update", "patch", "delete", "list")
 _PERIOD = re.compile(r"(?:\d+[smhd])+\Z")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _MIN_PERIOD = 300
+_BEFORE = {
+    "unchanged": "present", "created": "absent", "updated": "present (drifted)", "removed": "present", "absent": "absent", "kept": "present",
+    "renewed": "present", "minted": "absent or unfit",
+}
+_AFTER = {**dict.fromkeys(_BEFORE, "present"), "removed": "absent", "absent": "absent"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,13 @@ class TokenOutcome:
         """Whether a record changed. Renewing a token's lease is not a change."""
         return self.policy_action not in ("unchanged", "absent") or self.token_action in ("minted", "removed")
 
+    def diff(self) -> dict[str, str]:
+        """Return the outcome as one entry of a task's diff: what there is, never what it holds."""
+        header = f"vault policy {self.policy}"
+        before = {"policy": _BEFORE[self.policy_action], "token": _BEFORE[self.token_action]}
+        after = {"policy": _AFTER[self.policy_action], "token": _AFTER[self.token_action]}
+        return {"before_header": header, "after_header": header, "before": _lines(before), "after": _lines(after)}
+
     def as_result(self) -> dict[str, t.Any]:
         """Return the outcome as plain data for a task result."""
         return {
@@ -98,10 +110,12 @@ def agent_token_policy(
 
 def required_capabilities(policy: AgentTokenPolicy, *, remove: bool) -> dict[str, tuple[str, ...]]:
     """Return what the administrator's token needs on which API path."""
-    needed = {f"sys/policies/acl/{policy.policy}": ("read", "delete" if remove else "update"), "auth/token/lookup": ("update",)}
-    if remove:
-        needed["auth/token/revoke"] = ("update",)
-    else:
+    needed = {
+        f"sys/policies/acl/{policy.policy}": ("read", "delete" if remove else "update"),
+        "auth/token/lookup": ("update",),
+        "auth/token/revoke": ("update",),
+    }
+    if not remove:
         needed["auth/token/create-orphan"] = ("update", "sudo")
     return needed
 
@@ -226,6 +240,10 @@ def _mint(client: VaultClient, policy: AgentTokenPolicy) -> Secret:
     except AnswerLost as error:
         raise AnswerLost(f"{error.msg} A token that was minted all the same ends after {policy.period}, since nobody renews it.") from None
     return client.remember(Secret(str(answer["auth"]["client_token"])))
+
+
+def _lines(values: t.Mapping[str, str]) -> str:
+    return "".join(f"{name}: {value}\n" for name, value in values.items())
 
 
 def _default_name(control_plane: str, name: str) -> str:

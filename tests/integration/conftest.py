@@ -1,0 +1,87 @@
+# Copyright (c) 2026, muster.agents contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What every integration test needs: a way to run ansible-playbook, and a real OpenBao."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.muster.agents.plugins.plugin_utils import _errors
+from world import OpenBao
+
+_COLLECTIONS = Path(str(_errors.__file__)).parents[5]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a playbook ended: exit code, everything it printed, and the results of its tasks in order (failed ones included)."""
+
+    code: int
+    output: str
+    results: Sequence[Mapping[str, Any]]
+
+    @property
+    def result(self) -> Mapping[str, Any]:
+        """The result of the last task."""
+        return self.results[-1]
+
+
+class Playbook:
+    """Runs tasks on localhost with the ansible-playbook beside this Python."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def run(self, *tasks: Mapping[str, Any], arguments: Sequence[str] = (), variables: Mapping[str, Any] | None = None) -> Ran:
+        """Run *tasks* with further command-line *arguments* (``--check``, ``-vvvv``). A failing task does not stop the rest."""
+        collected = self._directory / "results.json"
+        steps = []
+        for number, task in enumerate(tasks):
+            steps.append({"name": f"Step {number}", **task, "register": f"step_{number}", "ignore_errors": True})
+        names = ", ".join(f"step_{number}" for number in range(len(tasks)))
+        keep = {"ansible.builtin.copy": {"content": f"{{{{ [{names}] | to_json }}}}", "dest": str(collected), "mode": "0600"},
+                "check_mode": False, "diff": False, "no_log": True, "changed_when": False}
+        play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars": dict(variables or {}), "tasks": [*steps, keep]}
+        book = self._directory / "play.json"
+        book.write_text(json.dumps([play]))
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "localhost,", *arguments, str(book)], env=self._environment(),
+            cwd=self._directory, capture_output=True, text=True, check=False, timeout=300)
+        results = json.loads(collected.read_text()) if collected.exists() else []
+        collected.unlink(missing_ok=True)
+        return Ran(done.returncode, done.stdout + done.stderr, results)
+
+    def _environment(self) -> dict[str, str]:
+        ours = {
+            "ANSIBLE_COLLECTIONS_PATH": str(_COLLECTIONS), "ANSIBLE_LOCALHOST_WARNING": "false", "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_PYTHON_INTERPRETER": sys.executable, "ANSIBLE_LOCAL_TEMP": str(self._directory / "controller"),
+            "ANSIBLE_REMOTE_TEMP": str(self._directory / "host"), "ANSIBLE_PIPELINING": "true",
+        }
+        return {**{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}, **ours}
+
+
+@pytest.fixture
+def playbook(tmp_path: Path) -> Playbook:
+    """A runner of playbooks in a directory of its own."""
+    directory = tmp_path / "ansible"
+    directory.mkdir()
+    return Playbook(directory)
+
+
+@pytest.fixture(scope="session")
+def bao() -> Iterator[OpenBao]:
+    """One OpenBao for the session, with a KV v1 mount ``status_panel`` and a KV v2 mount ``secret``."""
+    with OpenBao() as server:
+        server.enable_kv("status_panel", 1)
+        server.enable_kv("secret", 2)
+        yield server
