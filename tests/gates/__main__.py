@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import signal
 import subprocess
@@ -92,9 +93,7 @@ def _run(gate: Gate, place: Place) -> Outcome:
             passed = False
     if not passed:
         tail = log_file.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-        print(
-            f"\n--- {gate.title} failed; the end of {log_file.relative_to(TOP)}:", *tail, f"--- end of {gate.title}\n", sep="\n", flush=True
-        )
+        print(f"\n--- {gate.title} failed; the end of {log_file.relative_to(TOP)}:", *tail, f"--- end of {gate.title}\n", sep="\n", flush=True)
     return Outcome(gate, _version(gate), "passed" if passed else "failed", time.monotonic() - started)
 
 
@@ -126,20 +125,38 @@ def main() -> int:
     if arguments.list:
         print("\n".join(gate.title for gate in GATES))
         return 0
+    gates = _chosen(arguments.only)
     place = Place()
     place.logs.mkdir(parents=True, exist_ok=True)
-    outcomes: list[Outcome] = []
-    for gate in _chosen(arguments.only):
-        print(f"{gate.title} ...", flush=True)
-        outcomes.append(_run(gate, place))
-        if gate.name == "build" and outcomes[-1].result != "passed":
-            break
+    with (place.build / ".gates.lock").open("w") as lock:
+        _acquire(lock)
+        outcomes = _run_all(gates, place)
     print(f"\n{_table(outcomes)}\n")
     passed = sum(outcome.result == "passed" for outcome in outcomes)
     failed = sum(outcome.result == "failed" for outcome in outcomes)
     skipped = len(outcomes) - passed - failed
     print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
     return 1 if failed or (skipped and os.environ.get("CI")) else 0
+
+
+def _acquire(lock: TextIO) -> None:
+    """Wait for another run in the same checkout: both would install into the same folder."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("Another run of the gates is going on in this checkout; waiting for it ...", flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _run_all(gates: Sequence[Gate], place: Place) -> list[Outcome]:
+    """Run gates in order; without a built tarball nothing else makes sense."""
+    outcomes: list[Outcome] = []
+    for gate in gates:
+        print(f"{gate.title} ...", flush=True)
+        outcomes.append(_run(gate, place))
+        if gate.name == "build" and outcomes[-1].result != "passed":
+            break
+    return outcomes
 
 
 if __name__ == "__main__":

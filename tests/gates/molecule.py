@@ -26,9 +26,7 @@ def vacuous(line: str) -> bool:
 def main() -> int:
     """Run all scenarios. Returns molecule's status, or 1 when a play found no host or a scenario lacks a playbook."""
     hollow = []
-    with subprocess.Popen(
-        ["molecule", "test", "--all"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    ) as process:
+    with subprocess.Popen(["molecule", "test", "--all"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
             if vacuous(line):

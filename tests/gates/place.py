@@ -69,9 +69,7 @@ class Place:
 
     def copy_source(self) -> None:
         """Make ``source`` anew."""
-        listed = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=self.top, capture_output=True, check=True
-        )
+        listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=self.top, capture_output=True, check=True)
         files = [Path(name.decode()) for name in listed.stdout.split(b"\0") if name]
         shutil.rmtree(self.source, ignore_errors=True)
         for file in files:

@@ -96,9 +96,7 @@ def _mypy(place: Place, _bin: Path) -> list[Step]:
 
 def _galaxy_importer(place: Place, bin_folder: Path) -> list[Step]:
     config = place.top / "tests" / "gates" / "galaxy-importer.cfg"
-    return [
-        Step((str(bin_folder / "python"), "-m", "gates.importer", str(place.tarball)), place.build, {"GALAXY_IMPORTER_CONFIG": str(config)})
-    ]
+    return [Step((str(bin_folder / "python"), "-m", "gates.importer", str(place.tarball)), place.build, {"GALAXY_IMPORTER_CONFIG": str(config)})]
 
 
 def _molecule(place: Place, _bin: Path) -> list[Step]:

@@ -139,9 +139,7 @@ class Fleet:
     def _make_network(self) -> None:
         if self._podman("network", "exists", self._network_name, check=False).returncode == 0:
             return
-        made = self._podman(
-            "network", "create", f"--subnet={self.network}", f"--gateway={self.gateway}", self._network_name, check=False
-        )
+        made = self._podman("network", "create", f"--subnet={self.network}", f"--gateway={self.gateway}", self._network_name, check=False)
         if made.returncode:
             raise WorldError(f"The network {self.network} cannot be made: {made.stderr.strip()}.", "Choose another one with --network.")
 
@@ -187,9 +185,7 @@ class Fleet:
     def _run(self, host: Host, image: str, trust: Path | None) -> bool:
         """Start the host unless it runs as wanted. Returns whether anything was done."""
         public = self.key_file.with_suffix(".pub")
-        wanted = hashlib.sha256(
-            "\n".join([image, str(self.network), public.read_text(), trust.read_text() if trust else ""]).encode()
-        ).hexdigest()[:16]
+        wanted = hashlib.sha256("\n".join([image, str(self.network), public.read_text(), trust.read_text() if trust else ""]).encode()).hexdigest()[:16]
         owner = self._label(host, "muster.directory")
         if owner and owner != str(self.directory) and Path(owner).exists():
             raise WorldError(
@@ -245,9 +241,7 @@ class Fleet:
         self.execute(host, "tee", "/usr/local/share/ca-certificates/muster-world.crt", stdin=ca_file.read_text())
         self.execute(host, "update-ca-certificates")
 
-    def _podman(
-        self, *arguments: str, check: bool = True, stdin: str = "", stream: IO[bytes] | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def _podman(self, *arguments: str, check: bool = True, stdin: str = "", stream: IO[bytes] | None = None) -> subprocess.CompletedProcess[str]:
         return _command(["podman", *arguments], check=check, stdin=stdin, stream=stream, environment=self._environment)
 
 

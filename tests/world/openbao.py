@@ -397,9 +397,7 @@ class OpenBao:
         """Trust a new issuer at ``mount`` and bind ``role`` to it (and to ``subject`` when given). Returns the issuer."""
         issuer = JwtIssuer("https://issuer.muster.test", "openbao.muster.test")
         self.enable_auth("jwt", mount)
-        self._expect(
-            self.call("POST", f"auth/{mount}/config", {"jwt_validation_pubkeys": [issuer.public_key_pem], "bound_issuer": issuer.issuer})
-        )
+        self._expect(self.call("POST", f"auth/{mount}/config", {"jwt_validation_pubkeys": [issuer.public_key_pem], "bound_issuer": issuer.issuer}))
         body: dict[str, Any] = {
             "role_type": "jwt",
             "bound_audiences": [issuer.audience],

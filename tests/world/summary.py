@@ -96,9 +96,7 @@ def _seen(heartbeat: object) -> str:
 def summary(world: World, seconds: float | None = None) -> str:
     """Return the table for people; ``seconds`` is how long the deploy took."""
     titles = [field.name.replace("_", " ") for field in fields(Row)]
-    return table([titles, *([str(cell) for cell in astuple(row)] for row in rows(world))]) + (
-        "" if seconds is None else f"\nDeployed in {seconds:.0f} s."
-    )
+    return table([titles, *([str(cell) for cell in astuple(row)] for row in rows(world))]) + ("" if seconds is None else f"\nDeployed in {seconds:.0f} s.")
 
 
 def table(lines: list[list[str]]) -> str:

@@ -92,9 +92,7 @@ class World:
         self.ca = CertificateAuthority(self.directory / "ca", f"muster.agents world CA ({settings.name})")
         self._server = self.ca.server(f"server-{self.fleet.gateway}", tuple(names))
         self._listen = ("127.0.0.1", self.fleet.gateway) if settings.suites else ("127.0.0.1",)
-        self.vault = OpenBao(
-            self.directory / "openbao", ca=self.ca, addresses=self._listen, port=settings.vault_port, storage="raft", server=self._server
-        )
+        self.vault = OpenBao(self.directory / "openbao", ca=self.ca, addresses=self._listen, port=settings.vault_port, storage="raft", server=self._server)
         self.server_token_file = self.directory / "openbao" / "server-token"
         self.operator_token_file = self.directory / "openbao" / "operator-token"
         self.reference = Reference(
@@ -220,9 +218,7 @@ class World:
         common = {
             "ansible_user": "root",
             "ansible_ssh_private_key_file": str(self.fleet.key_file),
-            "ansible_ssh_common_args": (
-                "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ServerAliveInterval=10"
-            ),
+            "ansible_ssh_common_args": ("-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ServerAliveInterval=10"),
             "ansible_ssh_pipelining": True,
             "ansible_python_interpreter": "/usr/bin/python3",
         }
