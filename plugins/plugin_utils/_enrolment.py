@@ -160,7 +160,9 @@ class Transaction:
             unknown = sorted(set(path.fields.values()) - set(known))
             if unknown:
                 raise InvalidInput(f"vault_paths: {path.path} asks for the unknown secret {unknown[0]!r}: known are {', '.join(sorted(known))}.")
+        self.enrolment = replace(probe, hostname=given.hostname or "host")
         self.parts.render(self._agent_facts(ASSIGNED, 0), known)
+        self.enrolment = given
 
     def _preflight(self) -> None:
         """Ask control plane and Vault whether they would do their part; both are only read. Raises Mismatch when the server's clock is off."""
@@ -183,14 +185,16 @@ class Transaction:
             look = self.parts.host.look(
                 read, facts=self.order.gathering.needed, intent=intent, url=self.parts.plane.http.url, lease=self.order.lease, takeover=takeover)
             self._check_host(look)
-            if look.intent != "held" or look.held is None:
+            if self.order.check_mode or not _leased_elsewhere(look):
                 break
-            if holder_is_dead(look.held.controller):
+            if look.held is not None and holder_is_dead(look.held.controller):
+                if look.intent != "held":
+                    break
                 takeover = look.held.controller
-            elif time.monotonic() > deadline:
-                require_free(look, self.parts.host.root)
-            else:
-                time.sleep(0.5)
+                continue
+            if time.monotonic() > deadline:
+                require_free(replace(look, intent="held"), self.parts.host.root)
+            time.sleep(0.5)
         require_free(look, self.parts.host.root)
         if look.held is not None:
             self._resumed = look.held.attempt != self.attempt
@@ -529,6 +533,11 @@ class Transaction:
         """Return the names of the secrets that templates and Vault paths may use beside the operator's own."""
         minted = (self.order.policy.secret,) if self.order.policy is not None else ()
         return (*self.parts.plane.secret_names, *minted)
+
+
+def _leased_elsewhere(look: Look) -> bool:
+    """Say whether another run holds an unexpired lease on this identity."""
+    return look.held is not None and look.held.controller != controller_identity() and look.held.lease_until > look.time
 
 
 _SENTENCES = {

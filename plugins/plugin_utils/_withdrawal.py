@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from ansible_collections.muster.agents.plugins.module_utils._credential_store import Delivery
 from ansible_collections.muster.agents.plugins.plugin_utils._adoption import candidates_on_host
 from ansible_collections.muster.agents.plugins.plugin_utils._enrolment import Order, Parts
+from ansible_collections.muster.agents.plugins.plugin_utils._errors import Mismatch
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Look
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import TokenOutcome, VaultChange
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Credential, Withdrawal
@@ -32,6 +33,9 @@ def withdraw(order: Order, parts: Parts) -> dict[str, t.Any]:
         parts.vault.authenticate()
         parts.vault.preflight(order.vault_paths, remove=True, policy=order.policy)
     look = parts.host.look((*parts.file_paths, *(place.path for place in order.old_places)))
+    if look.receipt is not None and look.receipt.url != parts.plane.http.url:
+        raise Mismatch(
+            f"The receipt on this host is of {look.receipt.url}, not of {parts.plane.http.url}: withdraw {order.enrolment.name} there.", reason="other_server")
     credential = _credential(order, parts, look)
     changes, policy = _vault(order, parts, look)
     known = look.receipt is not None or credential is not None
@@ -39,7 +43,8 @@ def withdraw(order: Order, parts: Parts) -> dict[str, t.Any]:
     files = tuple(item.path for item in look.receipt.files) if look.receipt is not None else ()
     if known and not order.check_mode:
         parts.host.deliver(Delivery(parts.host.root, look.receipt_digest, remove=files, remove_all=True))
-    parts.spool.drop()
+    if not order.check_mode:
+        parts.spool.drop()
     changed = known or any(item.changed for item in changes) or (policy is not None and policy.changed)
     name, url = order.enrolment.name, parts.plane.http.url
     remains = (*remains, *_left_in_vault(order, parts, look), *(text for item in changes for text in item.remains))
