@@ -434,6 +434,7 @@ class Transaction:
             faults.reach("before_delivery")
             self.parts.host.deliver(plan.delivery)
             faults.reach("after_delivery")
+            self._retire_agent_token(look, wanted)
         if not self.order.check_mode:
             self.parts.spool.drop()
             self.parts.plane.check_versions(plan.receipt.server.get("api_versions", ()))
@@ -505,6 +506,15 @@ class Transaction:
             extra[policy.secret] = current
         faults.reach("after_mint")
         return changes, outcome, extra
+
+    def _retire_agent_token(self, look: Look, wanted: Wanted) -> None:
+        """Revoke the agent's former Vault token, once the one that replaces it is on the host."""
+        policy, vault = self.order.policy, self.parts.vault
+        if policy is None or vault is None:
+            return
+        former = look.secrets.get(policy.secret)
+        if former is not None and former != wanted.stored.get(policy.secret):
+            vault.revoke_agent_token(former)
 
     def _save_after_failure(self, look: Look, held: _Held) -> None:
         """Vault failed after a credential was issued: put the credential on the host, so that the next run starts from it."""

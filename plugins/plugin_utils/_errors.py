@@ -13,8 +13,23 @@ from __future__ import annotations
 import typing as t
 
 __all__ = [
-    "AgentsError", "Ambiguous", "Busy", "GateRed", "HostFailure", "IdentityConflict", "InvalidInput", "InvalidRequest", "MissingLibrary",
-    "Mismatch", "Rejected", "RenderFailure", "ServerFault", "Throttled", "Unreachable", "Untrusted", "VaultFailure",
+    "AgentsError",
+    "Ambiguous",
+    "Busy",
+    "GateRed",
+    "HostFailure",
+    "IdentityConflict",
+    "InvalidInput",
+    "InvalidRequest",
+    "Mismatch",
+    "MissingLibrary",
+    "Rejected",
+    "RenderFailure",
+    "ServerFault",
+    "Throttled",
+    "Unreachable",
+    "Untrusted",
+    "VaultFailure",
 ]
 
 

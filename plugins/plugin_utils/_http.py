@@ -21,6 +21,7 @@ import ssl
 import time
 import traceback
 import typing as t
+import warnings
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -42,7 +43,7 @@ try:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
     from urllib3.connection import HTTPSConnection
     from urllib3.connectionpool import HTTPSConnectionPool
-    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+    from urllib3.exceptions import ConnectTimeoutError, InsecureRequestWarning, NewConnectionError
     from urllib3.exceptions import HTTPError as Urllib3Error
 except ImportError:
     IMPORT_ERROR: str | None = traceback.format_exc()
@@ -145,6 +146,9 @@ class Http:
         self.clock_skew: float | None = None
         self._session = requests.Session()
         self._session.trust_env = False
+        self._session.verify = transport.validate_certs
+        if not transport.validate_certs:
+            warnings.filterwarnings("ignore", category=InsecureRequestWarning)
         self._session.headers.update({"User-Agent": "muster.agents", "Accept": "application/json", **(headers or {})})
         self._session.proxies = {"http": transport.proxy, "https": transport.proxy} if transport.proxy else requests.utils.get_environ_proxies(self.url)
         if self.url.startswith("https:"):

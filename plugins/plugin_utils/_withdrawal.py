@@ -18,7 +18,7 @@ from ansible_collections.muster.agents.plugins.plugin_utils._adoption import can
 from ansible_collections.muster.agents.plugins.plugin_utils._enrolment import Order, Parts
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import Mismatch
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Look
-from ansible_collections.muster.agents.plugins.plugin_utils._vault import TokenOutcome, VaultChange
+from ansible_collections.muster.agents.plugins.plugin_utils._vault import TokenOutcome, VaultChange, VaultPath
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Credential, Withdrawal
 
 __all__ = ["withdraw"]
@@ -79,7 +79,8 @@ def _vault(order: Order, parts: Parts, look: Look) -> tuple[tuple[VaultChange, .
     if vault is None:
         return (), None
     act = vault.plan_removal if order.check_mode else vault.remove
-    changes = tuple(act(path) for path in order.vault_paths)
+    companions = {name: name for name in parts.plane.vault_companions}
+    changes = tuple(act(VaultPath(path.path, {**companions, **path.fields})) for path in order.vault_paths)
     if order.policy is None:
         return changes, None
     current = look.secrets.get(order.policy.secret)

@@ -199,13 +199,18 @@ class Withdrawal:
 
 
 class ControlPlane(ABC):
-    """One control plane, in every contract it is met in. Subclasses hold no state beside the session they are given."""
+    """One control plane, in every contract it is met in. Subclasses hold no state beside the session they are given.
+
+    key: its name in options. secret_names: the secrets it issues. api_versions: those that its agents speak, empty when it names none.
+    vault_companions: fields that the server itself writes beside a credential in Vault, which mean nothing without it.
+    """
 
     key: t.ClassVar[str]
     capabilities: t.ClassVar[Capabilities]
     rules: t.ClassVar[IdentityRules]
     secret_names: t.ClassVar[tuple[str, ...]]
     api_versions: t.ClassVar[frozenset[str]] = frozenset()
+    vault_companions: t.ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, http: Http, bootstrap: Bootstrap) -> None:
         self.http = http

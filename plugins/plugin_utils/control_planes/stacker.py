@@ -66,6 +66,7 @@ class Stacker(ControlPlane):
     rules = IdentityRules(max_length=128, charset="[A-Za-z0-9_-]", charset_words="A-Z, a-z, 0-9, - and _", unguessable=True)
     secret_names = ("token",)
     api_versions = frozenset({"1.0"})
+    vault_companions = ("deployment_hash",)
 
     def check(self, enrolment: Enrolment) -> None:
         """Raise InvalidInput for what the guide or the server's database would refuse."""
