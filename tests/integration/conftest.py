@@ -17,7 +17,13 @@ from typing import Any
 import pytest
 
 from ansible_collections.muster.agents.plugins.plugin_utils import _errors
+
+from reference_server.client import ReferenceServer, Tls, VaultLink
 from world import OpenBao
+from world.ca import CertificateAuthority
+
+from .agents import CONTRACTS, World
+from .controller import Controller
 
 _COLLECTIONS = Path(str(_errors.__file__)).parents[5]
 
@@ -85,3 +91,42 @@ def bao() -> Iterator[OpenBao]:
         server.enable_kv("status_panel", 1)
         server.enable_kv("secret", 2)
         yield server
+
+
+@pytest.fixture(scope="session")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    """The CA that signed the control planes' certificates."""
+    return CertificateAuthority(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture(scope="session")
+def tls(ca: CertificateAuthority) -> Tls:
+    """The control planes' own certificate."""
+    pair = ca.server()
+    return Tls(str(pair.cert), str(pair.key))
+
+
+@pytest.fixture(scope="session")
+def _shared_world(bao: OpenBao, ca: CertificateAuthority, tls: Tls) -> Iterator[World]:
+    """One Stacker of each contract for the session, both with the session's OpenBao behind them."""
+    link = VaultLink(bao.url, str(bao.token_file), str(bao.ca_file), "status_panel")
+    stackers = {contract: ReferenceServer.start(contract, tls=tls, vault=link) for contract in CONTRACTS}
+    yield World(stackers, bao, ca.ca_file)
+    for server in stackers.values():
+        server.stop()
+
+
+@pytest.fixture
+def world(_shared_world: World) -> Iterator[World]:
+    """The shared servers, counting from zero; whatever a test did to them is put right afterwards."""
+    for server in _shared_world.stackers.values():
+        server.reset()
+    _shared_world.quiet()
+    yield _shared_world
+    _shared_world.bao.unseal()
+
+
+@pytest.fixture
+def controller(tmp_path: Path) -> Controller:
+    """A control node with a home of its own."""
+    return Controller(tmp_path / "controller")

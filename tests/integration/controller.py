@@ -108,7 +108,7 @@ class Running:
         results: dict[str, list[Mapping[str, Any]]] = {}
         for line in text.splitlines():
             note = json.loads(line)
-            results.setdefault(note["host"], []).append(note["result"])
+            results.setdefault(note["host"], []).append({**note["result"], "failed": note["outcome"] in ("failed", "unreachable")})
         return Play(code, (self._directory / "output.txt").read_text(errors="replace"), results, text)
 
 
