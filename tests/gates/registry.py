@@ -21,7 +21,7 @@ __all__ = ["GATES", "Gate", "Step"]
 # A world of its own, beside one that `make demo` left up.
 _WORLD = {
     "MUSTER_WORLD": str(TOP / "build" / "gate-world"),
-    "MUSTER_WORLD_FLAGS": ("--name=muster-gate --network=10.231.18.0/24 --control-plane-port=18543 --control-port=18544 --vault-port=18300"),
+    "MUSTER_WORLD_FLAGS": ("--name=muster-demo-gate --network=10.231.18.0/24 --control-plane-port=18543 --control-port=18544 --vault-port=18300"),
 }
 
 
