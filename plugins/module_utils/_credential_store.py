@@ -32,12 +32,13 @@ from ansible_collections.muster.agents.plugins.module_utils._atomic_file import 
 from ansible_collections.muster.agents.plugins.module_utils._receipt import Intent
 
 __all__ = [
-    "MAX_FILE", "MAX_SKEW", "Delivery", "HostFile", "LookRequest", "StagedFile", "StoreFailure", "Validator", "deliver", "look", "pack_files",
+    "MAX_FILE", "MAX_SKEW", "MIN_FREE_KIB", "Delivery", "HostFile", "LookRequest", "StagedFile", "StoreFailure", "Validator", "deliver", "look", "pack_files",
     "previous_name", "unpack_files",
 ]
 
 MAX_FILE = 1024 * 1024
 MAX_SKEW = 300
+MIN_FREE_KIB = 1024
 _LOCK_WAIT = 10.0
 Validator = t.Callable[[t.Sequence[str]], tuple[int, str]]
 
@@ -169,7 +170,8 @@ def look(request: LookRequest) -> dict[str, t.Any]:
     answer["free_kib"] = space.f_bavail * space.f_frsize // 1024
     if request.intent is not None and (request.force or not _settled(request)):
         skewed = request.controller_time and abs(answer["time"] - request.controller_time) > MAX_SKEW
-        answer["intent"] = "clock_skew" if skewed else _record_intent(request, answer["time"])
+        full = answer["free_kib"] < MIN_FREE_KIB and not os.path.exists(os.path.join(request.root, "receipt.json"))
+        answer["intent"] = "clock_skew" if skewed else "disk_full" if full else _record_intent(request, answer["time"])
     places = [os.path.join(request.root, name) for name in ("receipt.json", "key", "intent")]
     for directory in ("generations", "previous"):
         for base, _directories, names in sorted(os.walk(os.path.join(request.root, directory))):
@@ -185,7 +187,7 @@ def deliver(delivery: Delivery, validate: Validator) -> None:
     """Put *delivery* in place; *validate* runs a command and returns its code and output. Raises StoreFailure; nothing live is touched before all is staged."""
     root = delivery.root
     with _translated(root):
-        os.makedirs(root, mode=0o700, exist_ok=True)
+        _make_directories(root, 0o700)
         with _locked(root):
             _check_expected(root, delivery.expect)
             if delivery.remove_all:
@@ -253,7 +255,7 @@ def _settled(request: LookRequest) -> bool:
         document = json.loads(found.content)
     except ValueError:
         return False
-    return document.get("phase") in ("ISSUED", "STORED", "ACTIVE", "COMMITTED") and document.get("url") == request.url
+    return isinstance(document, dict) and document.get("phase") in ("ISSUED", "STORED", "ACTIVE", "COMMITTED") and document.get("url") == request.url
 
 
 def _record_intent(request: LookRequest, now: int) -> str:
@@ -261,7 +263,8 @@ def _record_intent(request: LookRequest, now: int) -> str:
     if intent is None:
         return ""
     try:
-        os.makedirs(request.root, mode=0o700, exist_ok=True)
+        _make_directories(request.root, 0o700)
+        os.chmod(request.root, 0o700)
         with _locked(request.root):
             path = os.path.join(request.root, "intent")
             found = _read(path)
@@ -300,7 +303,8 @@ def _stage_file(item: StagedFile, validate: Validator) -> str:
         raise StoreFailure("not_writable", f"{item.path} is a directory")
     uid, gid = _ids(item)
     temporary = temporary_name(item.path)
-    write_private(temporary, item.content, mode=int(item.mode, 8), uid=uid, gid=gid)
+    with _translated(item.path, always=True):
+        write_private(temporary, item.content, mode=int(item.mode, 8), uid=uid, gid=gid)
     if item.validate:
         code, _output = validate([word.replace("%s", temporary) for word in item.validate])
         if code != 0:
@@ -314,8 +318,14 @@ def _make_directories(path: str, mode: int) -> None:
         missing.append(path)
         path = os.path.dirname(path)
     for directory in reversed(missing):
-        os.mkdir(directory)
-        os.chmod(directory, mode)
+        try:
+            os.mkdir(directory, mode)
+        except FileExistsError:
+            # Another identity's delivery on this host may have made it meanwhile.
+            if not os.path.isdir(directory):
+                raise
+        else:
+            os.chmod(directory, mode)
 
 
 def _ids(item: StagedFile) -> tuple[int, int]:
@@ -352,8 +362,7 @@ def _prune(root: str, keep: t.Sequence[int]) -> None:
 
 
 def _discard(delivery: Delivery, stage: str) -> None:
-    for item in delivery.files:
-        _unlink(temporary_name(item.path))
+    _remove_paths([temporary_name(item.path) for item in delivery.files])
     shutil.rmtree(stage, ignore_errors=True)
 
 
@@ -389,7 +398,8 @@ def _unlink(path: str) -> None:
 
 def _read(path: str) -> HostFile | None:
     try:
-        with open(path, "rb") as stream:
+        # Without waiting: a named pipe would keep us until somebody writes into it.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
             state = os.fstat(stream.fileno())
             if not _is_small_file(state):
                 return None
@@ -419,7 +429,7 @@ def _group(gid: int) -> str:
 @contextmanager
 def _locked(root: str) -> t.Iterator[None]:
     """Hold the store's lock, for the write itself only. Raises StoreFailure(locked) after ten seconds."""
-    with open(os.path.join(root, "lock"), "ab") as stream:
+    with open(os.open(os.path.join(root, "lock"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab") as stream:
         deadline = time.monotonic() + _LOCK_WAIT
         while True:
             try:
@@ -433,13 +443,13 @@ def _locked(root: str) -> t.Iterator[None]:
 
 
 @contextmanager
-def _translated(root: str) -> t.Iterator[None]:
-    """Turn an OSError into the StoreFailure that says what it means."""
+def _translated(place: str, *, always: bool = False) -> t.Iterator[None]:
+    """Turn an OSError into the StoreFailure that says what it means, of *place* where the error names none, or *always*."""
     try:
         yield
     except OSError as error:
         reason = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "not_writable"
-        raise StoreFailure(reason, str(error.filename or root)) from None
+        raise StoreFailure(reason, place if always else str(error.filename or place)) from None
 
 
 def _tar(members: t.Sequence[tuple[str, bytes]]) -> bytes:

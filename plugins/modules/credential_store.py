@@ -139,7 +139,15 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.muster.agents.plugins.module_utils._atomic_file import replace_file
-from ansible_collections.muster.agents.plugins.module_utils._credential_store import Delivery, LookRequest, StoreFailure, deliver, look, pack_files
+from ansible_collections.muster.agents.plugins.module_utils._credential_store import (
+    Delivery,
+    HostFile,
+    LookRequest,
+    StoreFailure,
+    deliver,
+    look,
+    pack_files,
+)
 from ansible_collections.muster.agents.plugins.module_utils._receipt import Intent, Receipt, ReceiptError
 from ansible_collections.muster.agents.plugins.module_utils._secrets import new_key, open_sealed, seal
 
@@ -189,11 +197,11 @@ def _show(module: AnsibleModule) -> dict[str, t.Any]:
 def _look(module: AnsibleModule) -> dict[str, t.Any]:
     options = module.params
     intent = Intent.load(options["intent"].encode()) if options["intent"] and not module.check_mode else None
-    if options["make_key"] and not module.check_mode:
-        _ensure_key(options["root"])
     answer = look(LookRequest(
         options["root"], url=options["url"] or "", read=tuple(options["read"]), intent=intent, lease=options["lease"], force=options["force"],
         takeover=options["takeover"], controller_time=options["controller_time"]))
+    if options["make_key"] and not module.check_mode and answer["intent"] in ("", "recorded"):
+        _ensure_key(options["root"], answer["files"])
     answer["files"] = base64.b64encode(pack_files(answer["files"])).decode()
     answer["facts"] = _facts(module) if options["facts"] else {}
     answer["tools"] = [name for name in _TOOLS if shutil.which(name)]
@@ -228,16 +236,17 @@ def _key(root: str) -> str:
         return stream.read()
 
 
-def _ensure_key(root: str) -> None:
-    """Make the store and its key when they are not there; a store that cannot be written is reported by the look's intent."""
+def _ensure_key(root: str, found: dict[str, HostFile]) -> None:
+    """Make the store and its key unless the look *found* one, and add it there. A store that cannot be written shows at the delivery."""
+    path, key = os.path.join(root, "key"), new_key().encode()
+    if path in found:
+        return
     try:
-        _key(root)
+        os.makedirs(root, mode=0o700, exist_ok=True)
+        replace_file(path, key)
     except OSError:
-        try:
-            os.makedirs(root, mode=0o700, exist_ok=True)
-            replace_file(os.path.join(root, "key"), new_key().encode())
-        except OSError:
-            return
+        return
+    found[path] = HostFile(key, "0600", "root", "root")
 
 
 def _facts(module: AnsibleModule) -> dict[str, t.Any]:

@@ -51,7 +51,7 @@ def _present(task: _Task) -> dict[str, t.Any]:
         raise InvalidInput("files is empty: name at least one file to render.")
     own = user_secrets(task.args, reserved=ADAPTERS[task.args["control_plane"]].secret_names)
     gathering = Gathering.of(task.args)
-    look = task.host.look([item["path"] for item in task.args["files"]], facts=gathering.needed, will_deliver=not task.check_mode)
+    look = task.host.look([item["path"] for item in task.args["files"]], facts=gathering.needed)
     require_free(look, task.host.root)
     receipt = look.receipt
     given = completed(enrolment(task.args), look, gathering)
@@ -88,7 +88,7 @@ def _delivery(task: _Task, look: Look, rendered: t.Sequence[RenderedFile], chang
 
 def _restored(task: _Task) -> dict[str, t.Any]:
     """Put back what the last delivery over a committed state replaced."""
-    look = task.host.look(will_deliver=not task.check_mode)
+    look = task.host.look()
     receipt = look.receipt
     files = tuple(_staged_again(place, item) for place, item in sorted(look.previous.items()))
     if not files or receipt is None:
@@ -105,7 +105,7 @@ def _restored(task: _Task) -> dict[str, t.Any]:
 def _absent(task: _Task) -> dict[str, t.Any]:
     """Take the listed files away, or all that the receipt knows of when none is listed."""
     listed = [item["path"] for item in task.args.get("files") or ()]
-    look = task.host.look(listed, will_deliver=not task.check_mode)
+    look = task.host.look(listed)
     receipt = look.receipt
     known = [item.path for item in receipt.files] if receipt is not None else []
     there = [path for path in (listed or known) if path in look.files or (path in known and not listed)]

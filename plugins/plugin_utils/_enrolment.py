@@ -19,7 +19,7 @@ import typing as t
 import uuid
 from dataclasses import dataclass, field, replace
 
-from ansible_collections.muster.agents.plugins.module_utils._credential_store import MAX_SKEW
+from ansible_collections.muster.agents.plugins.module_utils._credential_store import MAX_SKEW, MIN_FREE_KIB
 from ansible_collections.muster.agents.plugins.module_utils._receipt import Intent, Receipt
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
 from ansible_collections.muster.agents.plugins.plugin_utils import _faults as faults
@@ -51,7 +51,6 @@ from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base
 
 __all__ = ["Order", "Outcome", "Parts", "Transaction"]
 
-_MIN_FREE_KIB = 1024
 _RECONCILE_PAUSES = (0.2, 1.0)
 _PLACEHOLDER = "x" * 86
 
@@ -205,7 +204,7 @@ class Transaction:
         skew = look.time - time.time()
         if look.intent == "clock_skew" or abs(skew) > MAX_SKEW:
             raise Mismatch(f"The host's clock is {skew:.0f} seconds off the controller's: set both by NTP, then run again.", reason="clock_skew")
-        if look.receipt is None and look.free_kib < _MIN_FREE_KIB:
+        if look.receipt is None and look.free_kib < MIN_FREE_KIB:
             require_free(replace(look, intent="disk_full"), self.parts.host.root)
 
     def _complete_identity(self, look: Look) -> None:

@@ -90,7 +90,8 @@ class Host:
     ) -> Look:
         """Read the store and the files *read*; record *intent* when no usable receipt for *url* exists (or *force*).
 
-        *facts* asks for what the host says of itself; *will_deliver* prepares the store for a sealed delivery. Raises HostFailure.
+        *facts* asks for what the host says of itself; *will_deliver* prepares the store for a sealed delivery now, which saves a visit
+        later. Raises HostFailure.
         """
         request = LookRequest(
             self.root, url=url, read=tuple(read), intent=intent, lease=lease, force=force, takeover=takeover, controller_time=int(time.time()))
@@ -98,7 +99,7 @@ class Host:
             found = self._look_by_script(request, facts)
             if found is not None:
                 return found
-        return self._look_by_module(request, facts, will_deliver or intent is not None)
+        return self._look_by_module(request, facts, make_key=will_deliver or intent is not None)
 
     def deliver(self, delivery: Delivery) -> None:
         """Put *delivery* in place. Raises HostFailure, or Ambiguous when the connection broke and it may have happened."""
@@ -150,14 +151,14 @@ class Host:
             raise Ambiguous("The delivery to the host broke off on the way; the next run finds out how far it came.", reason="delivery_lost")
         raise HostFailure("The host did not run the delivery: check the connection and become settings, then run again.", reason="delivery_failed")
 
-    def _look_by_module(self, request: LookRequest, facts: bool, will_deliver: bool) -> Look:
+    def _look_by_module(self, request: LookRequest, facts: bool, *, make_key: bool) -> Look:
         key = new_key()
         intent = request.intent
         result = self.execute(_MODULE, {
             "operation": "look", "root": request.root, "url": request.url, "read": list(request.read), "facts": facts, "seal_key": key,
             "intent": intent.dump().decode() if intent is not None else None, "lease": request.lease, "force": request.force,
             "takeover": request.takeover, "controller_time": request.controller_time,
-            "make_key": will_deliver,
+            "make_key": make_key,
         })
         if "sealed" not in result:
             raise HostFailure(_module_said(result), reason=str(result.get("reason") or "host_failure"))
@@ -171,6 +172,8 @@ class Host:
 
     def _deliver_by_module(self, delivery: Delivery) -> None:
         document = {"plan": delivery.plan(), "archive": base64.b64encode(delivery.archive()).decode()}
+        if not self._key and (delivery.secrets or delivery.files):
+            self._look_by_module(LookRequest(self.root), False, make_key=True)
         nonce = new_key() if self._key else ""
         data = json.dumps(document).encode()
         body = base64.b64encode(seal(self._key + nonce, data) if nonce else data).decode()

@@ -11,11 +11,12 @@ what stands in the script, and so on a command line, are paths, modes and digest
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 
 from ansible_collections.muster.agents.plugins.module_utils._atomic_file import temporary_name
-from ansible_collections.muster.agents.plugins.module_utils._credential_store import MAX_FILE, MAX_SKEW, Delivery, LookRequest, StagedFile, previous_name
+from ansible_collections.muster.agents.plugins.module_utils._credential_store import MAX_FILE, MAX_SKEW, MIN_FREE_KIB, Delivery, LookRequest, StagedFile, previous_name
 
 __all__ = ["END", "START", "deliver_script", "look_script"]
 
@@ -42,7 +43,7 @@ _PLACE = """\
 now=$(date +%s); say "time $now"; say "uid $(id -u)"
 p=$r; while [ ! -d "$p" ]; do p=${p%/*}; [ -n "$p" ] || p=/; done
 if [ -w "$p" ]; then say 'writable yes'; else say 'writable no'; fi
-set -- $(df -Pk "$p" | tail -n 1); say "free $4"
+set -- $(df -Pk "$p" | tail -n 1); free=$4; say "free $free"
 """
 
 _INTENT = """\
@@ -52,6 +53,7 @@ settled() {{
 record() {{
   skew=$((now - {controller_time}))
   if [ "${{skew#-}}" -gt {max_skew} ]; then say 'intent clock_skew'; return 0; fi
+  if [ "$free" -lt {min_free} ] && [ ! -e "$r/receipt.json" ]; then say 'intent disk_full'; return 0; fi
   mkdir -p "$r" && chmod 700 "$r" && ( : >>"$r/lock" ) || return 1
   exec 9>>"$r/lock"; flock -w 10 9 || return 1
   attempt=; holder=; until=0
@@ -88,16 +90,16 @@ for f in {leftovers}; do if [ -e "$f" ] || [ -L "$f" ]; then say "leftover $f"; 
 say files
 {{ find "$r/receipt.json" "$r/key" "$r/intent" "$r/generations" "$r/previous" -type f -size -{blocks} -print0
    find -L {read} -maxdepth 0 -type f -size -{blocks} -print0; }} 2>/dev/null |
-  tar -cPhf - --null --no-recursion -T - 2>/dev/null | base64 -w 0
+  tar -cPhf - --hard-dereference --null --no-recursion -T - 2>/dev/null | base64 -w 0
 say; say {end}
 """
 
 _DELIVER_HEAD = """\
 say {start}
 fail() {{ rm -rf "$r/stage" {temporaries}; say "fail $*"; exit 0; }}
-stuck() {{
-  if [ "$(set -- $(df -Pk "${{1%/*}}" 2>/dev/null | tail -n 1); echo "${{4:-99}}")" -lt 8 ]; then fail disk_full "$1"; else fail not_writable "$1"; fi
-}}
+full() {{ [ "$(set -- $(df -Pk "${{1%/*}}" 2>/dev/null | tail -n 1); echo "${{4:-99}}")" -lt 8 ]; }}
+stuck() {{ if full "$1"; then fail disk_full "$1"; else fail not_writable "$1"; fi; }}
+torn() {{ if full "$r/stage"; then fail disk_full "$r/stage"; else fail corrupt 'the delivery cannot be unpacked'; fi; }}
 mkdir -p "$r" 2>/dev/null || {{ say "fail not_writable $r"; exit 0; }}
 ( : >>"$r/lock" ) 2>/dev/null || {{ say "fail not_writable $r"; exit 0; }}
 exec 9>>"$r/lock"
@@ -109,8 +111,8 @@ now=; if [ -f "$r/receipt.json" ]; then now=$(sha256sum <"$r/receipt.json"); now
 _UNPACK = """\
 rm -rf "$r/stage"; mkdir "$r/stage" 2>/dev/null || stuck "$r/stage"
 cd "$r/stage" || fail not_writable "$r/stage"
-tar -xf - --no-same-owner 2>/dev/null || stuck "$r/stage"
-sha256sum --status -c manifest 2>/dev/null || fail corrupt 'the delivery differs from its manifest'
+tar -xf - --no-same-owner 2>/dev/null || torn
+[ -f manifest ] && { [ ! -s manifest ] || sha256sum --status -c manifest 2>/dev/null; } || fail corrupt 'the delivery differs from its manifest'
 { find . -type f -print0 | xargs -0 sync; } 2>/dev/null || stuck "$r/stage"
 """
 
@@ -120,10 +122,10 @@ def look_script(request: LookRequest, *, facts: bool) -> str:
     parts = [_HEAD.format(root=shlex.quote(request.root)), _FITNESS.format(start=START, tools=_TOOLS), _PLACE]
     if request.intent is not None:
         parts.append(_INTENT.format(
-            url_line=shlex.quote(f'"url": "{request.url}"'), me=shlex.quote(request.intent.controller), takeover=shlex.quote(request.takeover),
+            url_line=shlex.quote(f'"url": {json.dumps(request.url)}'), me=shlex.quote(request.intent.controller), takeover=shlex.quote(request.takeover),
             attempt=shlex.quote(request.intent.attempt), lease=int(request.lease), why=shlex.quote(request.intent.why),
             controller_time=int(request.controller_time or 0), max_skew=MAX_SKEW if request.controller_time else 1 << 60,
-            condition="" if request.force else "settled ||"))
+            min_free=MIN_FREE_KIB, condition="" if request.force else "settled ||"))
     if facts:
         parts.append(_FACTS)
     read = " ".join(shlex.quote(path) for path in request.read) or "/nonexistent"
@@ -163,7 +165,7 @@ def deliver_script(delivery: Delivery) -> str:
         lines.append('mv -fT receipt.json "$r/receipt.json" && sync "$r" || stuck "$r/receipt.json"\n')
     if delivery.keep:
         kept = "|".join(str(int(number)) for number in delivery.keep)
-        lines.append(f'for g in "$r"/generations/*; do case ${{g##*/}} in {kept}) ;; *) rm -rf "$g";; esac; done\n')
+        lines.append(f'for g in "$r"/generations/*; do case ${{g##*/}} in {kept}|*[!0-9]*) ;; *) rm -rf "$g";; esac; done\n')
     lines.append(f'cd /; rm -rf "$r/intent" "$r/stage"\nsay {END}\n')
     return "".join(lines)
 
