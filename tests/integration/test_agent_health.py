@@ -10,10 +10,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 import typing as t
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -132,21 +133,33 @@ class Deployment:
         self.run("systemctl", "daemon-reload")
         self.run("systemctl", "restart", *given)
 
-    def clean(self) -> None:
-        """Leave the host as it was found."""
-        units = [f"{unit}.service" for unit in UNITS["shipped"]]
-        self.run("sh", "-c", f"systemctl stop {' '.join(units)} squatter.service; systemctl reset-failed; true")
-        self.run("sh", "-c", "rm -rf /etc/systemd/system/status-panel*.service /opt/agent /usr/local/bin/agent /var/lib/muster; systemctl daemon-reload")
+    def stop(self) -> None:
+        """Take the units away; the enrolment stays."""
+        units = " ".join(f"{unit}.service" for unit in [*UNITS["shipped"], "squatter"])
+        self.run("sh", "-c", (
+            f"systemctl stop {units}; cd /etc/systemd/system && rm -f {units}; systemctl daemon-reload; systemctl reset-failed {units}; true"))
+
+    def rewind(self, receipt: str) -> None:
+        """Put units, receipt and server back to where they were right after the enrolment."""
+        self.stop()
+        self.write(f"{self.store}/receipt.json", receipt, "0600")
+        self.server.clear_faults()
+        self.server.clock(0)
+
+    @property
+    def store(self) -> str:
+        """The identity's folder on the host."""
+        return f"/var/lib/muster/stacker/{self.name}"
 
     @property
     def token(self) -> str:
         """The credential on the host."""
-        return self.run("sh", "-c", f"cat /var/lib/muster/stacker/{self.name}/generations/1/token")
+        return self.run("sh", "-c", f"cat {self.store}/generations/1/token")
 
     @property
     def receipt(self) -> dict[str, t.Any]:
         """The receipt on the host."""
-        document: dict[str, t.Any] = json.loads(self.run("cat", f"/var/lib/muster/stacker/{self.name}/receipt.json"))
+        document: dict[str, t.Any] = json.loads(self.run("cat", f"{self.store}/receipt.json"))
         return document
 
 
@@ -174,18 +187,32 @@ def server(request: pytest.FixtureRequest, fleet: Fleet, authority: CertificateA
         yield request.param, running
 
 
-@pytest.fixture
-def agent(
-    fleet: Fleet, authority: CertificateAuthority, server: tuple[str, ReferenceServer], tmp_path: Path,
-) -> Iterator[Deployment]:
-    """An enrolled agent whose units are not installed yet."""
+@pytest.fixture(scope="module")
+def enrolled(
+    fleet: Fleet, authority: CertificateAuthority, server: tuple[str, ReferenceServer], tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Deployment, str]:
+    """An agent enrolled with the control plane, and its receipt at that moment."""
     contract, running = server
-    running.reset()
-    deployment = Deployment(fleet, fleet.hosts[0], running, authority.ca_file, tmp_path, contract)
-    deployment.clean()
+    deployment = Deployment(fleet, fleet.hosts[0], running, authority.ca_file, tmp_path_factory.mktemp("deployment"), contract)
     deployment.enrol()
+    return deployment, deployment.run("cat", f"{deployment.store}/receipt.json")
+
+
+@pytest.fixture
+def agent(enrolled: tuple[Deployment, str]) -> Iterator[Deployment]:
+    """The enrolled agent, its units not installed yet."""
+    deployment, receipt = enrolled
+    deployment.rewind(receipt)
     yield deployment
-    deployment.clean()
+    deployment.stop()
+
+
+@pytest.fixture
+def newcomer(agent: Deployment) -> Deployment:
+    """Another agent on the same host that nobody has ever seen, and whose credential may be spoilt."""
+    other = replace(agent, name=str(uuid.uuid4()))
+    other.enrol()
+    return other
 
 
 def reasons(result: dict[str, t.Any]) -> dict[str, str]:
@@ -200,27 +227,29 @@ def test_a_good_agent_is_committed_once_and_never_again(agent: Deployment) -> No
     assert (first["changed"], first["action"], first["reason"], first["previously_committed"]) == (True, "committed", "ok", False), first
     assert reasons(first)["credential"] == reasons(first)["seen"] == reasons(first)["port"] == reasons(first)["health"] == "ok"
     assert (agent.receipt["phase"], agent.receipt["pending_restart"], agent.receipt["proof"]["how"]) == ("COMMITTED", 0, "notifications+seen")
-    before, agents = agent.receipt, agent.server.agents()
+    before = agent.receipt
     agent.server.reset_counters()
     again = agent.gate()
     assert (again["changed"], again["action"], again["previously_committed"]) == (False, "unchanged", True), again
     assert agent.receipt == before
     assert agent.server.counters()["stacker"]["mutating"] == 0
-    assert [item["agent_id"] for item in agent.server.agents()] == [item["agent_id"] for item in agents]
     assert agent.token not in agent.output
 
 
-def test_the_proof_itself_is_no_sign_of_life(agent: Deployment) -> None:
-    agent.start(commands=dict.fromkeys(UNITS[agent.contract], "/usr/bin/sleep 600"))
-    result = agent.gate(health_url=None, retries=4)
+def test_the_proof_itself_is_no_sign_of_life(newcomer: Deployment) -> None:
+    newcomer.start(commands=dict.fromkeys(UNITS[newcomer.contract], "/usr/bin/sleep 600"))
+    result = newcomer.gate(health_url=None, retries=4)
     assert (result["reason"], reasons(result)["credential"]) == ("not_seen", "ok"), result
     assert result["last_seen"] == ""
-    assert agent.server.agent(agent.name)["last_heartbeat"] is None
+    assert newcomer.server.agent(newcomer.name)["last_heartbeat"] is None
 
 
 def test_a_heartbeat_from_before_the_restart_does_not_count(agent: Deployment) -> None:
     agent.start()
     assert agent.gate()["reason"] == "ok"
+    agent.run("systemctl", "stop", *UNITS[agent.contract])
+    stopped = time.time()
+    assert wait_until(lambda: time.time() > stopped + 3, 10)
     agent.start(commands=dict.fromkeys(UNITS[agent.contract], "/usr/bin/sleep 600"))
     result = agent.gate(health_url=None, retries=6)
     assert result["reason"] == "not_seen", result
@@ -228,9 +257,8 @@ def test_a_heartbeat_from_before_the_restart_does_not_count(agent: Deployment) -
     assert (result["previously_committed"], agent.receipt["phase"], agent.receipt["history"][-1]["why"]) == (True, "COMMITTED", "unhealthy: not_seen")
 
 
-@pytest.mark.parametrize("offset", [-240, 240])
-def test_a_servers_wrong_clock_changes_nothing(agent: Deployment, offset: int) -> None:
-    agent.server.clock(offset)
+def test_a_servers_wrong_clock_changes_nothing(agent: Deployment) -> None:
+    agent.server.clock(240)
     agent.start()
     assert agent.gate()["reason"] == "ok"
 
@@ -264,19 +292,17 @@ def test_a_broken_agent_is_red_with_its_reason_and_its_journal(agent: Deployment
     assert agent.receipt["phase"] == "STORED"
 
 
-def test_an_agent_with_a_spoilt_token_is_not_seen(agent: Deployment) -> None:
-    agent.start("badtoken")
-    result = agent.gate(retries=6)
+def test_an_agent_with_a_spoilt_token_is_not_seen(newcomer: Deployment) -> None:
+    newcomer.start("badtoken")
+    result = newcomer.gate(retries=6)
     assert (result["reason"], reasons(result)["health"]) == ("not_seen", "ok"), result
 
 
-def test_a_credential_that_the_server_refuses_is_red(agent: Deployment) -> None:
-    agent.start()
-    agent.server.drift(agent.name)
-    agent.server.drift(agent.name)
-    result = agent.gate(retries=6)
-    if agent.contract == "documented":
-        agent.start()
+def test_a_credential_that_the_server_refuses_is_red(newcomer: Deployment) -> None:
+    newcomer.start()
+    newcomer.server.drift(newcomer.name)
+    newcomer.server.drift(newcomer.name)  # the documented contract accepts the one before the last for a while
+    result = newcomer.gate(retries=6)
     assert result["reason"] == "credential_refused", result
     assert "agent_register" in result["msg"]
 
@@ -310,7 +336,7 @@ def test_a_taken_port_explains_the_agent_that_cannot_listen(agent: Deployment) -
 
 def test_no_secret_is_shown_even_when_the_agent_logs_it(agent: Deployment) -> None:
     shout = "/bin/sh -c 'echo token $AGENT_TOKEN; echo encoded $(printf u:%%s $AGENT_TOKEN | base64 -w0); exit 3'"
-    agent.start(commands={unit: shout.replace("%%", "%%") for unit in UNITS[agent.contract]})
+    agent.start(commands=dict.fromkeys(UNITS[agent.contract], shout))
     result = agent.gate("-vvvv", "--diff", retries=4)
     assert result["reason"] == "unit_exits", result
     journal = agent.run("journalctl", "--unit=status-panel", "--output=cat", "--no-pager")

@@ -5,8 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import ssl
 import subprocess
 import sys
+import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +20,7 @@ from typing import Any
 import pytest
 
 from reference_server.client import ReferenceServer, Tls
+from world.ca import CertificateAuthority
 
 from .agents import REGISTER, WAYS, Agent, World
 from .controller import Controller, Play
@@ -82,9 +88,9 @@ INPUT: dict[str, Case] = {
     "vault-in-clear-text": Case("invalid_input", "clear text", {"vault": {"url": "http://vault.example.com", "token": "x"}}),
     "vault-without-login": Case("invalid_input", "token", {"vault": {"url": "{{ vault_url }}", "ca_cert": "{{ vault_ca }}"}}),
     # templates
-    "unknown-secret": Case("render_failure", "known", rendered("{{ muster_secret.jeton }}")),
-    "failing-template": Case("render_failure", "line 2", rendered("one\n{{ 1 / 0 }}")),
-    "broken-template": Case("render_failure", "line 1", rendered("{% if %}")),
+    "unknown-secret": Case("unknown_secret", "add yours under secrets", rendered("{{ muster_secret.jeton }}")),
+    "failing-template": Case("render_failure", "could not be rendered", rendered("one\n{{ 1 / 0 }}")),
+    "broken-template": Case("invalid_template", "line 1", rendered("{% if %}")),
     "missing-template": Case("render_failure", "nowhere.j2", {"files": [{"path": "{{ place }}/opt/file", "src": "nowhere.j2"}]}),
     "invalid-env": Case("invalid_content", "environment file", rendered("A=1\nnot a line of one", "env")),
     "invalid-toml": Case("invalid_content", "TOML", rendered("a = [", "toml")),
@@ -108,11 +114,12 @@ class Refused:
 
 
 @pytest.fixture(scope="module")
-def others(tls: Tls) -> Iterator[dict[str, ReferenceServer]]:
-    """Control planes that a run must refuse: one with a wrong clock, one with an old TLS, one without TLS."""
+def others(ca: CertificateAuthority, tls: Tls) -> Iterator[dict[str, ReferenceServer]]:
+    """Control planes that a run must refuse: one with a wrong clock, one without TLS, and one with another host's certificate."""
+    elsewhere = ca.server("elsewhere", ("stacker.elsewhere.example",))
     servers = {
-        "skewed_url": ReferenceServer.start("shipped", tls=tls), "old_tls_url": ReferenceServer.start("shipped", tls=Tls(tls.cert, tls.key, max_version="1.1")),
-        "plain_url": ReferenceServer.start("shipped"),
+        "skewed_url": ReferenceServer.start("shipped", tls=tls), "plain_url": ReferenceServer.start("shipped"),
+        "other_name_url": ReferenceServer.start("shipped", tls=Tls(str(elsewhere.cert), str(elsewhere.key))),
     }
     servers["skewed_url"].clock(900)
     yield servers
@@ -121,7 +128,33 @@ def others(tls: Tls) -> Iterator[dict[str, ReferenceServer]]:
 
 
 @pytest.fixture(scope="module")
-def refused(_shared_world: World, others: Mapping[str, ReferenceServer], tmp_path_factory: pytest.TempPathFactory) -> Refused:
+def old_tls_url(tls: Tls) -> Iterator[str]:
+    """A server that speaks TLS 1.1 and nothing newer."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.load_cert_chain(tls.cert, tls.key)
+
+    def greet(listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _peer = listener.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                connection.settimeout(5)
+                context.wrap_socket(connection, server_side=True).close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=greet, args=(listener,), daemon=True).start()
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(scope="module")
+def refused(_shared_world: World, others: Mapping[str, ReferenceServer], old_tls_url: str, tmp_path_factory: pytest.TempPathFactory) -> Refused:
     """All cases in one run of ansible-playbook, each as a host of its own."""
     world, directory = _shared_world, tmp_path_factory.mktemp("bad-input")
     agents = {host: Agent(world, "shipped", directory / host) for host in INPUT}
@@ -129,8 +162,8 @@ def refused(_shared_world: World, others: Mapping[str, ReferenceServer], tmp_pat
     world.bao.policy("bad-input", allowed)
     shared: dict[str, Any] = {
         "vault_url": world.bao.url, "vault_ca": str(world.bao.ca_file), "limited": world.bao.token(["bad-input"]),
-        "skewed_url": others["skewed_url"].url, "old_tls_url": others["old_tls_url"].url,
-        "plain_url": others["plain_url"].url.replace("http:", "https:"), "other_name_url": world.stackers["shipped"].url.replace("127.0.0.1", "127.1.1.1"),
+        "skewed_url": others["skewed_url"].url, "old_tls_url": old_tls_url, "other_name_url": others["other_name_url"].url,
+        "plain_url": others["plain_url"].url.replace("http:", "https:"),
     }
     world.quiet()
     hosts: dict[str, dict[str, Any]] = {}
