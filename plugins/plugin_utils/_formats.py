@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
 import typing as t
 
@@ -110,9 +111,9 @@ def _toml_string(value: str) -> str:
 
 
 def _toml_float(value: float) -> str:
-    if value != value:  # only NaN differs from itself
+    if math.isnan(value):
         return "nan"
-    if value in (float("inf"), float("-inf")):
+    if math.isinf(value):
         return "inf" if value > 0 else "-inf"
     return repr(float(value))
 

@@ -380,6 +380,12 @@ def test_a_view_shows_the_generation_in_the_place_of_the_secret() -> None:
     assert redacted_view(content, "env", {"token": Secret(PLAIN)}) == "# note\nAGENT_ID=42\nAGENT_TOKEN=<secret>\nDB='x <secret> y'\n"
 
 
+def test_a_secret_inside_base64_is_cut_out_and_the_rest_is_shown() -> None:
+    basic = base64.b64encode(f"agent:{PLAIN}".encode()).decode()
+    view = redacted_view(f"PORT=5000\nAUTH='Basic {basic}'\n".encode(), "env", {"token": Secret(PLAIN)}, 3)
+    assert view == "PORT=5000\nAUTH='Basic <generation 3>'\n"
+
+
 def test_a_view_without_secrets_is_the_file() -> None:
     assert redacted_view(b"A=1\n", "env", {}, 1) == "A=1\n"
 
