@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reference_server.client import ReferenceServer
+from reference_server.client import ReferenceServer, Tls
 from world import OpenBao
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -31,11 +31,12 @@ __all__ = ["CONFIG", "CONTRACTS", "REGISTER", "TEMPLATES", "WAYS", "Agent", "Wor
 
 @dataclass(frozen=True)
 class World:
-    """The servers that tests share: one Stacker of each contract, which keep tokens in the same OpenBao, and the CA of their certificates."""
+    """The servers that tests share: one Stacker of each contract, which keep tokens in the same OpenBao, and their certificate with its CA."""
 
     stackers: Mapping[str, ReferenceServer]
     bao: OpenBao
     ca_file: Path
+    tls: Tls
 
     def quiet(self) -> None:
         """Count mutating requests from here on."""

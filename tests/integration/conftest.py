@@ -111,7 +111,7 @@ def _shared_world(bao: OpenBao, ca: CertificateAuthority, tls: Tls) -> Iterator[
     """One Stacker of each contract for the session, both with the session's OpenBao behind them."""
     link = VaultLink(bao.url, str(bao.token_file), str(bao.ca_file), "status_panel")
     stackers = {contract: ReferenceServer.start(contract, tls=tls, vault=link) for contract in CONTRACTS}
-    yield World(stackers, bao, ca.ca_file)
+    yield World(stackers, bao, ca.ca_file, tls)
     for server in stackers.values():
         server.stop()
 

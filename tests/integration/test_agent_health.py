@@ -139,10 +139,15 @@ class Deployment:
         self.run("sh", "-c", (
             f"systemctl stop {units}; cd /etc/systemd/system && rm -f {units}; systemctl daemon-reload; systemctl reset-failed {units}; true"))
 
-    def rewind(self, receipt: str) -> None:
-        """Put units, receipt and server back to where they were right after the enrolment."""
+    def files(self) -> dict[str, str]:
+        """What the tests and their agents change on the host after an enrolment."""
+        return {path: self.run("cat", path) for path in (f"{self.store}/receipt.json", "/opt/agent/.env")}
+
+    def rewind(self, files: t.Mapping[str, str]) -> None:
+        """Put units, files and server back to where they were right after the enrolment."""
         self.stop()
-        self.write(f"{self.store}/receipt.json", receipt, "0600")
+        for path, content in files.items():
+            self.write(path, content, "0600")
         self.server.clear_faults()
         self.server.clock(0)
 
@@ -190,19 +195,19 @@ def server(request: pytest.FixtureRequest, fleet: Fleet, authority: CertificateA
 @pytest.fixture(scope="module")
 def enrolled(
     fleet: Fleet, authority: CertificateAuthority, server: tuple[str, ReferenceServer], tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Deployment, str]:
-    """An agent enrolled with the control plane, and its receipt at that moment."""
+) -> tuple[Deployment, dict[str, str]]:
+    """An agent enrolled with the control plane, and its files at that moment."""
     contract, running = server
     deployment = Deployment(fleet, fleet.hosts[0], running, authority.ca_file, tmp_path_factory.mktemp("deployment"), contract)
     deployment.enrol()
-    return deployment, deployment.run("cat", f"{deployment.store}/receipt.json")
+    return deployment, deployment.files()
 
 
 @pytest.fixture
-def agent(enrolled: tuple[Deployment, str]) -> Iterator[Deployment]:
+def agent(enrolled: tuple[Deployment, dict[str, str]]) -> Iterator[Deployment]:
     """The enrolled agent, its units not installed yet."""
-    deployment, receipt = enrolled
-    deployment.rewind(receipt)
+    deployment, files = enrolled
+    deployment.rewind(files)
     yield deployment
     deployment.stop()
 

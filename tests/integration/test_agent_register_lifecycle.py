@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+from reference_server.client import ReferenceServer, VaultLink
+
 from .agents import CONTRACTS, REGISTER, WAYS, Agent, World, orders
 from .controller import Controller
 
@@ -55,3 +57,95 @@ def test_check_mode_foretells_what_the_real_run_does_and_a_second_run_changes_no
         assert world.mutations() == []
         assert "changed=1" not in again.output
     assert controller.spool == []
+
+
+def test_a_new_version_is_told_once_and_never_again(world: World, controller: Controller, tmp_path: Path) -> None:
+    agents = fleet(world, tmp_path)
+    controller.each(REGISTER, orders(agents)).good()
+    tokens = {host: agent.secret() for host, agent in agents.items()}
+    world.quiet()
+    planned = controller.each(REGISTER, orders(agents, version="1.1.0"), arguments=["--check"]).good()
+    assert world.mutations() == []
+    told = controller.each(REGISTER, orders(agents, version="1.1.0")).good()
+    for host, agent in agents.items():
+        assert planned.result(host)["action"] == told.result(host)["action"] == "refreshed"
+        assert (told.result(host)["reason"], told.result(host)["changed"]) == ("metadata_changed", True)
+        assert agent.env()["AGENT_VERSION"] == "1.1.0"
+        assert agent.secret() == tokens[host]
+        agent.check_healthy()
+        # The documented server answers 409: it keeps what it was told first, and is not asked again.
+        assert agent.records()[0]["version"] == ("1.1.0" if agent.contract == "shipped" else "1.0.0")
+    assert [server.counters()["by_route"]["register"] for server in world.stackers.values()] == [len(agents) // 2] * 2
+    world.quiet()
+    quiet = controller.each(REGISTER, orders(agents, version="1.1.0")).good()
+    assert [quiet.result(host)["changed"] for host in agents] == [False] * len(agents)
+    assert world.mutations() == []
+
+
+def test_tokens_reach_their_readers_on_both_kv_versions_also_when_the_server_writes_late(world: World, controller: Controller, tmp_path: Path) -> None:
+    """The server writes one leaf by itself, late; readers of both leaves then find the token in the shape they read."""
+    link = VaultLink(world.bao.url, str(world.bao.token_file), str(world.bao.ca_file), "secret/data")
+    tls = world.tls
+    with ReferenceServer.start("documented", tls=tls, vault=link) as documented, ReferenceServer.start("shipped", tls=tls, vault=link) as shipped:
+        versioned = {"documented": documented, "shipped": shipped}
+        agents = {
+            f"{contract}-v{number}": Agent(
+                world, contract, tmp_path / f"{contract}-v{number}", "fast", policy=True, prefix={1: "status_panel", 2: "secret/data"}[number],
+                server={1: world.stackers, 2: versioned}[number][contract])
+            for contract in CONTRACTS for number in (1, 2)
+        }
+        for agent in agents.values():
+            agent.stacker.fault("register", "late-vault-write", name=agent.name, seconds=1.5)
+        done = controller.each(REGISTER, orders(agents)).good()
+        minted = {}
+        for host, agent in agents.items():
+            agent.check_healthy()
+            token = minted[host] = agent.secret("vault_token")
+            assert agent.env()["VAULT_TOKEN"] == token
+            for leaf, entry in zip(agent.leaves, done.result(host)["vault"]):
+                found = world.bao.read(leaf, token=token)
+                assert found is not None
+                assert found["data"]["token"] == agent.secret()
+                assert (entry["path"], entry["kv_version"], entry["fields"]) == (leaf, int(host[-1]), ["token"])
+            assert world.bao.call("GET", "status_panel/somebody-else/token", token=token).status == 403
+            assert world.bao.call("POST", agent.leaves[0], {"data": {"token": "x"}}, token=token).status == 403
+        world.quiet()
+        again = controller.each(REGISTER, orders(agents)).good()
+        for host, agent in agents.items():
+            assert again.result(host)["changed"] is False
+            assert agent.secret("vault_token") == minted[host]
+        assert world.mutations() == []
+        assert [server.counters()["stacker"]["mutating"] for server in versioned.values()] == [0, 0]
+
+
+def test_absent_takes_everything_away_that_can_go_and_names_what_stays(world: World, controller: Controller, tmp_path: Path) -> None:
+    agents = fleet(world, tmp_path)
+    done = controller.each(REGISTER, orders(agents)).good()
+    tokens = {host: (agent.secret(), agent.secret("vault_token") if agent.policy else "") for host, agent in agents.items()}
+    policies = {host: done.result(host)["policy"].get("policy") for host in agents}
+    world.quiet()
+    before = {host: agent.everything() for host, agent in agents.items()}
+    planned = controller.each(REGISTER, orders(agents, state="absent"), arguments=["--check", "--diff"]).good()
+    assert {host: agent.everything() for host, agent in agents.items()} == before
+    assert world.mutations() == []
+
+    gone = controller.each(REGISTER, orders(agents, state="absent"), arguments=["--diff"]).good()
+    for host, agent in agents.items():
+        result = gone.result(host)
+        assert (planned.result(host)["action"], planned.result(host)["changed"]) == (result["action"], result["changed"]) == ("withdrawn", True)
+        assert agent.everything() == {}
+        assert not agent.root.exists()
+        assert any(agent.name in sentence for sentence in result["remains"]), result["remains"]
+        token, minted = tokens[host]
+        if agent.vault:
+            assert agent.in_vault() == [None, None]
+            assert world.bao.call("GET", f"sys/policies/acl/{policies[host]}").status == 404
+            assert world.bao.call("GET", "auth/token/lookup-self", token=minted).status == 403
+            assert not agent.stacker.accepts(agent.name, token)
+        else:
+            assert any("still accepted" in sentence for sentence in result["remains"]), result["remains"]
+    world.quiet()
+    again = controller.each(REGISTER, orders(agents, state="absent")).good()
+    for host in agents:
+        assert (again.result(host)["changed"], again.result(host)["action"]) == (False, "absent")
+    assert world.mutations() == []
