@@ -25,7 +25,7 @@ import shutil
 import tarfile
 import time
 import typing as t
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 from ansible_collections.muster.agents.plugins.module_utils._atomic_file import replace_file, sync_directory, temporary_name, write_private
@@ -219,8 +219,7 @@ def deliver(delivery: Delivery, validate: Validator) -> None:
             if delivery.receipt:
                 replace_file(os.path.join(root, "receipt.json"), delivery.receipt)
             _prune(root, delivery.keep)
-            _unlink(os.path.join(root, "intent"))
-            shutil.rmtree(stage, ignore_errors=True)
+            _remove_paths([os.path.join(root, name) for name in os.listdir(root) if name in ("intent", "stage") or _is_temporary(name)])
 
 
 def pack_files(files: t.Mapping[str, HostFile]) -> bytes:
@@ -362,7 +361,9 @@ def _prune(root: str, keep: t.Sequence[int]) -> None:
 
 
 def _discard(delivery: Delivery, stage: str) -> None:
-    _remove_paths([temporary_name(item.path) for item in delivery.files])
+    """Take away what was staged; what stands in the way of that does not hide the failure that led here."""
+    with suppress(OSError):
+        _remove_paths([temporary_name(item.path) for item in delivery.files])
     shutil.rmtree(stage, ignore_errors=True)
 
 
@@ -379,6 +380,10 @@ def _clear(root: str) -> None:
     for name in ("receipt.json", "lock"):
         _unlink(os.path.join(root, name))
     os.rmdir(root)
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".muster")
 
 
 def _remove_paths(paths: t.Sequence[str]) -> None:

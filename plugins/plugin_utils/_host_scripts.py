@@ -146,7 +146,7 @@ def deliver_script(delivery: Delivery) -> str:
     lines.append(_UNPACK)
     lines += [_stage(index, item) for index, item in enumerate(delivery.files)]
     if temporaries:
-        lines.append(f"sync {temporaries} || stuck {temporaries.split(' ', 1)[0]}\n")
+        lines.append(f"sync {temporaries} || stuck {shlex.quote(delivery.files[0].path)}\n")
     if delivery.save_previous:
         lines.append(_save_previous(delivery.files))
     if delivery.generation:
@@ -166,7 +166,7 @@ def deliver_script(delivery: Delivery) -> str:
     if delivery.keep:
         kept = "|".join(str(int(number)) for number in delivery.keep)
         lines.append(f'for g in "$r"/generations/*; do case ${{g##*/}} in {kept}|*[!0-9]*) ;; *) rm -rf "$g";; esac; done\n')
-    lines.append(f'cd /; rm -rf "$r/intent" "$r/stage"\nsay {END}\n')
+    lines.append(f'cd /; rm -rf "$r/intent" "$r/stage" "$r"/.*.muster\nsay {END}\n')
     return "".join(lines)
 
 
