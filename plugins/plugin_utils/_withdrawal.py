@@ -96,8 +96,8 @@ def _at_control_plane(order: Order, parts: Parts, credential: Credential | None)
     withdrawal: Withdrawal = parts.plane.revoke(name, credential)
     remains = withdrawal.remains
     if credential is not None and parts.plane.prove(order.enrolment, credential).accepted:
-        remains = (*remains, (f"The credential of {name} is still accepted at {parts.plane.http.url}: the server keeps it beside Vault, "
-                             "or its Vault was not given here."))
+        where = parts.plane.http.url
+        remains = (*remains, f"The credential of {name} is still accepted at {where}: the server keeps it beside Vault, or its Vault was not given here.")
     return withdrawal.removed, remains
 
 

@@ -255,4 +255,3 @@ def _is_public_key(text: str) -> bool:
     except ValueError:
         return False
     return True
-
