@@ -216,17 +216,21 @@ class Transaction:
 
     def _choose(self, look: Look) -> _Held | None:
         """Return the first existing credential that the control plane accepts, None when there is none."""
-        refused = []
         for candidate in self._candidates(look):
             proof = self._prove(candidate)
             if proof.accepted:
                 self._guard_takeover(candidate)
                 return self._held(candidate, proof)
-            refused.append((candidate, proof))
+            if candidate.origin == "spool":
+                self._begin_anew()
             if candidate.possessed and not proof.definite and not proof.pending:
                 raise ServerFault(f"{self.parts.plane.http.url} could not say whether it accepts the credential of {self.enrolment.name} "
                                   f"({proof.detail}): nothing was changed, run again.")
         return None
+
+    def _begin_anew(self) -> None:
+        """Ask under a new key from here on: the attempt was answered, and a server that knows the key would give the same useless answer again."""
+        self.attempt = str(uuid.uuid4())
 
     def _candidates(self, look: Look) -> t.Iterator[Candidate]:
         """Yield what exists: on the host, in the spool, in old files, in Vault; each distinct credential once."""
@@ -349,6 +353,7 @@ class Transaction:
                 self.parts.vault.ensure(path, secrets)
             proof = self.parts.plane.prove(self.enrolment, issued.credential)
         elif proof.definite:
+            self._begin_anew()
             issued = self._register()
             self.parts.spool.keep(issued.credential, {})
             proof = self.parts.plane.prove(self.enrolment, issued.credential)
