@@ -75,7 +75,7 @@ class Intent:
     def load(cls, data: bytes) -> Intent | None:
         """Return the intent in *data*, None when it is cut short or foreign."""
         parts = data.decode("utf-8", "replace").rstrip("\n").split("\t")
-        if len(parts) != 4 or not parts[2].isdigit():
+        if len(parts) != 4 or not parts[2].isdecimal():
             return None
         return cls(parts[0], parts[1], int(parts[2]), parts[3])
 
