@@ -65,7 +65,7 @@ class Action:
 
     def __init__(self, shell: str = "dash", *, environment: t.Mapping[str, str] | None = None, rewrite: t.Callable[[str], str] | None = None) -> None:
         self._connection = SimpleNamespace(has_pipelining=True, _shell=SimpleNamespace(SHELL_FAMILY="sh"), _play_context=SimpleNamespace(no_log=False))
-        self._shell = [shell, "sh"] if shell == "busybox" else [shell]
+        self._shell = [str(shutil.which(shell)), *(["sh"] if shell == "busybox" else [])]
         self._environment = dict(environment or {})
         self._rewrite = rewrite or (lambda script: script)
         self.scripts: list[str] = []

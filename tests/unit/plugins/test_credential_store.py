@@ -19,11 +19,13 @@ import time
 import typing as t
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from store_ways import KEY, NAME, URL, WAYS, Way, delivery_of, plant_key, receipt_of, tree
 
 from ansible_collections.muster.agents.plugins.module_utils import _credential_store as credential_store
 from ansible_collections.muster.agents.plugins.module_utils._atomic_file import temporary_name
@@ -44,7 +46,6 @@ from ansible_collections.muster.agents.plugins.module_utils._secrets import Secr
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import Busy, HostFailure
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Host, Look, require_free
 from ansible_collections.muster.agents.plugins.plugin_utils._host_scripts import deliver_script
-from store_ways import KEY, NAME, URL, WAYS, Way, delivery_of, plant_key, receipt_of, tree
 
 CANARY = b"canary-7f3e-do-not-print"
 BOTH = (WAYS[0], WAYS[2])
@@ -335,7 +336,7 @@ def test_a_newer_receipt_stops_us(way: Way, tmp_path: Path) -> None:
     root = plant_key(tmp_path)
     document = json.loads(receipt_of(1, {}).dump())
     (root / "receipt.json").write_text(json.dumps({**document, "schema": 99}))
-    with pytest.raises(HostFailure, match="use a newer muster.agents") as failure:
+    with pytest.raises(HostFailure, match=r"use a newer muster\.agents") as failure:
         way.host(tmp_path).look()
     assert failure.value.reason == "newer_receipt"
 
@@ -767,7 +768,7 @@ def test_the_module_way_killed_at_any_step_leaves_a_sound_store(quick: Path) -> 
     deaths = 0
     for step in range(1, 200):
         site = _Site(quick / f"site{step}")
-        status = _in_child(lambda delivery=site.delivery(), at=step: _deliver_until(delivery, at))
+        status = _in_child(partial(_deliver_until, site.delivery(), step))
         look = site.assert_sound(f"step {step}")
         if status == 0:
             break

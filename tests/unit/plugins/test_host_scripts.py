@@ -1,0 +1,217 @@
+# Copyright (c) 2026, muster.agents contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The scripts are plain POSIX shell, say no where they cannot serve, and carry no secret."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import subprocess
+import typing as t
+from pathlib import Path
+
+import pytest
+from store_ways import NAME, SHELLS, URL, Action, Way, delivery_of, plant_key, receipt_of
+
+from ansible_collections.muster.agents.plugins.module_utils._credential_store import Delivery, LookRequest, StagedFile
+from ansible_collections.muster.agents.plugins.module_utils._receipt import Intent
+from ansible_collections.muster.agents.plugins.module_utils._secrets import new_key
+from ansible_collections.muster.agents.plugins.plugin_utils._errors import Ambiguous, HostFailure
+from ansible_collections.muster.agents.plugins.plugin_utils._host import Host
+from ansible_collections.muster.agents.plugins.plugin_utils._host_scripts import END, START, deliver_script, look_script
+
+CANARY = "canary-7f3e-do-not-print"
+HARD = "/srv/it's a \"$HOME\" `id` $(id) ;\\%s/-rf *"
+
+def _through(host: Host, action: Action) -> None:
+    """Let *host* use another connection."""
+    t.cast(t.Any, host)._action = action
+
+
+every_shell = pytest.mark.parametrize("shell", SHELLS)
+
+
+def _scripts() -> list[str]:
+    """Return every shape of script, with paths that try to break out of it."""
+    intent = Intent("attempt-1", "host's:1", 0, "enrol; rm -rf /")
+    requests = [
+        LookRequest(HARD), LookRequest(HARD, url=URL, read=(HARD, "-n"), intent=intent, controller_time=1, takeover="a'b:2"),
+        LookRequest(HARD, url=URL, intent=intent, force=True)]
+    files = tuple(StagedFile(f"{HARD}/{number}", CANARY.encode(), validate=("test", "-s", "%s", "'")) for number in range(2))
+    deliveries = [
+        Delivery(HARD, "0" * 64, receipt=receipt_of(1, {}).dump(), key=CANARY, generation=3, secrets=(("token", CANARY.encode()),), files=files,
+                 keep=(3, 2), remove=(HARD, "-rf"), save_previous=True),
+        Delivery(HARD, "", remove=(HARD,), remove_all=True), Delivery(HARD, ""), Delivery(HARD, "", files=files[:1]),
+    ]
+    looks = [look_script(request, facts=facts) for request in requests for facts in (True, False)]
+    return [*looks, *(deliver_script(delivery) for delivery in deliveries)]
+
+
+@every_shell
+def test_every_script_is_understood_by_every_shell(shell: str) -> None:
+    command = [shell, "sh", "-n"] if shell == "busybox" else [shell, "-n"]
+    for script in _scripts():
+        done = subprocess.run(command, check=False, input=script, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), script
+
+
+def test_no_script_holds_a_secret() -> None:
+    for script in _scripts():
+        assert CANARY not in script
+
+
+def test_what_stands_in_a_process_list_holds_no_secret(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("chmod", "chown", "cp", "mv", "sha256sum", "sync", "tar", "true"):
+        program = tools / name
+        program.write_text(f"#!/bin/sh\ncat /proc/*/cmdline >>{seen} 2>/dev/null\nexec {shutil.which(name)} \"$@\"\n")
+        program.chmod(0o755)
+    root = plant_key(tmp_path / "store")
+    host = Way("fast").host(tmp_path / "store", environment={"PATH": f"{tools}:{os.environ['PATH']}"})
+    files = [StagedFile(str(tmp_path / "agent.env"), f"TOKEN={CANARY}".encode(), validate=("true", "%s"))]
+    host.deliver(delivery_of(root, host.look(), token=CANARY.encode(), files=files))
+    assert b"muster-start" in seen.read_bytes()
+    assert CANARY.encode() not in seen.read_bytes()
+    assert (tmp_path / "agent.env").read_bytes() == f"TOKEN={CANARY}".encode()
+
+
+# -- where a script cannot do it --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_gnu(tmp_path: Path) -> str:
+    """A PATH of busybox alone, or, on a machine that has none, with a cp that speaks like it."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    busybox = shutil.which("busybox")
+    if busybox:
+        for applet in subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split():
+            (folder / applet).symlink_to(busybox)
+        return str(folder)
+    (folder / "cp").write_text("#!/bin/sh\necho 'BusyBox v1.35.0 multi-call binary.' >&2; exit 1\n")
+    (folder / "cp").chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+@every_shell
+def test_tools_that_are_not_gnu_are_unfit(shell: str, without_gnu: str, tmp_path: Path) -> None:
+    root = plant_key(tmp_path / "store")
+    command = [str(shutil.which(shell)), *(["sh"] if shell == "busybox" else [])]
+    script = look_script(LookRequest(str(root), intent=Intent("a", "b:1", 0, "enrol")), facts=False)
+    done = subprocess.run([*command, "-c", script], check=True, capture_output=True, text=True, env={"PATH": without_gnu})
+    assert done.stdout.splitlines() == [START, "unfit cp"]
+    assert not (root / "intent").exists()
+
+
+@pytest.mark.parametrize("missing", ["flock", "base64", "tar"])
+def test_a_missing_tool_is_unfit_and_named(missing: str, tmp_path: Path) -> None:
+    script = look_script(LookRequest(str(tmp_path / "store")), facts=False)
+    hidden = re.sub(r"(?m)^PATH=.*$", f"command() {{ [ \"$2\" != {missing} ]; }}", script, count=1)
+    done = subprocess.run(["dash", "-c", hidden], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [START, f"unfit {missing}"]
+
+
+def test_the_module_goes_where_a_script_cannot(without_gnu: str, tmp_path: Path) -> None:
+    root = plant_key(tmp_path / "store")
+    host = Way("auto").host(tmp_path / "store", environment={"PATH": without_gnu})
+    look = host.look(will_deliver=True)
+    host.deliver(delivery_of(root, look, token=CANARY.encode()))
+    assert (root / "generations" / "1" / "token").read_text() == CANARY
+    with pytest.raises(HostFailure, match="cannot be served by shell script") as failure:
+        Way("fast").host(tmp_path / "store", environment={"PATH": without_gnu}).look()
+    assert failure.value.reason == "no_fast_way"
+
+
+def test_nothing_the_module_way_is_given_shows_a_secret(tmp_path: Path) -> None:
+    root = plant_key(tmp_path / "store")
+    action = Action()
+    host = Way("module").host(tmp_path / "store")
+    _through(host, action)
+    files = [StagedFile(str(tmp_path / "agent.env"), f"TOKEN={CANARY}".encode())]
+    host.deliver(delivery_of(root, host.look(will_deliver=True), token=CANARY.encode(), files=files))
+    assert (tmp_path / "agent.env").exists()
+    given = repr(action.module_args)
+    assert CANARY not in given
+    assert all(part not in given for part in _base64_of(CANARY))
+
+
+def _base64_of(text: str) -> list[str]:
+    """Return what *text* looks like inside base64, at each of the three offsets."""
+    return [base64.b64encode(b"x" * offset + text.encode())[offset + 4 : -8].decode() for offset in range(3)]
+
+
+def test_a_payload_cannot_be_used_twice_for_another_store(tmp_path: Path) -> None:
+    first, second = plant_key(tmp_path / "one"), plant_key(tmp_path / "two")
+    (second / "key").write_text(new_key())
+    action = Action()
+    host = Way("module").host(tmp_path / "one")
+    _through(host, action)
+    host.deliver(delivery_of(first, host.look(will_deliver=True)))
+    payload = {**action.module_args[-1], "root": str(second)}
+    result = action._execute_module(module_name="muster.agents.credential_store", module_args=payload, task_vars={})
+    assert (result["failed"], result["reason"]) == (True, "corrupt")
+    assert not (second / "generations").exists()
+
+
+# -- what the controller makes of an answer ---------------------------------------------------------------------------------------------------
+
+
+class _Saying(Action):
+    """A connection that answers every script with the same words."""
+
+    def __init__(self, stdout: str, *, code: int = 0, stderr: str = "") -> None:
+        super().__init__()
+        self._said = {"rc": code, "stdout": stdout, "stderr": stderr}
+
+    def _low_level_execute_command(self, script: str, **_options: object) -> dict[str, object]:
+        return dict(self._said)
+
+
+def test_a_delivery_that_breaks_off_is_ambiguous(tmp_path: Path) -> None:
+    host = Way("fast").host(tmp_path)
+    _through(host, _Saying(f"{START}\n"))
+    with pytest.raises(Ambiguous) as failure:
+        host.deliver(Delivery(str(tmp_path / "r"), ""))
+    assert failure.value.reason == "delivery_lost"
+
+
+def test_a_delivery_that_never_began_is_a_failure(tmp_path: Path) -> None:
+    host = Way("fast").host(tmp_path)
+    _through(host, _Saying("", code=255))
+    with pytest.raises(HostFailure) as failure:
+        host.deliver(Delivery(str(tmp_path / "r"), ""))
+    assert failure.value.reason == "delivery_failed"
+
+
+def test_a_refused_become_is_told_as_such(tmp_path: Path) -> None:
+    host = Way("auto").host(tmp_path)
+    _through(host, _Saying("", code=1, stderr="sudo: a password is required"))
+    with pytest.raises(HostFailure, match="check become") as failure:
+        host.look()
+    assert failure.value.reason == "become_failed"
+
+
+def test_a_damaged_answer_is_refused(tmp_path: Path) -> None:
+    host = Way("fast").host(tmp_path)
+    _through(host, _Saying(f"{START}\ntime 1\nfiles\nbm90IGEgdGFyIGZpbGUgYXQgYWxs\n{END}\n"))
+    with pytest.raises(HostFailure, match="arrived damaged"):
+        host.look()
+
+
+def test_a_connection_shows_neither_script_nor_answer(tmp_path: Path) -> None:
+    plant_key(tmp_path)
+    host = Way("fast").host(tmp_path)
+    action = t.cast(t.Any, host)._action
+    shown: list[bool] = []
+    run = action._low_level_execute_command
+    action._low_level_execute_command = lambda *args, **options: shown.append(action._connection._play_context.no_log) or run(*args, **options)
+    host.look()
+    assert shown == [True]
+    assert action._connection._play_context.no_log is False
+    assert NAME in host.root
