@@ -203,7 +203,7 @@ class Stacker(ControlPlane):
 
     def _failure(self, answer: Answer, enrolment: Enrolment) -> AgentsError:
         """Return the exception that says what a refused registration means."""
-        said = f" It says: {answer.message}" if answer.message else ""
+        said = f" It says: {answer.message.rstrip('.')}." if answer.message else ""
         if answer.status == 409 or (answer.status < 500 and _TAKEN.search(answer.message)):
             return IdentityConflict(f"{enrolment.name} is registered at {self.http.url} already.{said}")
         if answer.status in (401, 403):
@@ -231,7 +231,9 @@ def _body(enrolment: Enrolment) -> dict[str, t.Any]:
 
 
 def _agent_headers(credential: Credential) -> dict[str, str]:
-    return {"X-Agent-Id": credential.agent_id, "Authorization": f"Bearer {credential.secrets['token'].reveal()}"}
+    """Return the headers of an agent. The documented server knows it by its token alone, so that a token without its id is worth showing too."""
+    named = {"X-Agent-Id": credential.agent_id} if credential.agent_id else {}
+    return {**named, "Authorization": f"Bearer {credential.secrets['token'].reveal()}"}
 
 
 def _item(answer: Answer) -> dict[str, t.Any]:
