@@ -23,6 +23,12 @@ def fleet(world: World, directory: Path) -> dict[str, Agent]:
     return agents
 
 
+def half(agents: dict[str, Agent]) -> dict[str, Agent]:
+    """Half of a fleet, in which each contract still meets each way and each use of Vault once."""
+    kept = ("documented-fast-vault", "documented-module-static", "shipped-fast-static", "shipped-module-vault")
+    return {host: agents[host] for host in kept}
+
+
 def test_check_mode_foretells_what_the_real_run_does_and_a_second_run_changes_nothing(world: World, controller: Controller, tmp_path: Path) -> None:
     agents = fleet(world, tmp_path)
 
@@ -60,7 +66,7 @@ def test_check_mode_foretells_what_the_real_run_does_and_a_second_run_changes_no
 
 
 def test_a_new_version_is_told_once_and_never_again(world: World, controller: Controller, tmp_path: Path) -> None:
-    agents = fleet(world, tmp_path)
+    agents = half(fleet(world, tmp_path))
     controller.each(REGISTER, orders(agents)).good()
     tokens = {host: agent.secret() for host, agent in agents.items()}
     world.quiet()
@@ -119,7 +125,7 @@ def test_tokens_reach_their_readers_on_both_kv_versions_also_when_the_server_wri
 
 
 def test_absent_takes_everything_away_that_can_go_and_names_what_stays(world: World, controller: Controller, tmp_path: Path) -> None:
-    agents = fleet(world, tmp_path)
+    agents = half(fleet(world, tmp_path))
     done = controller.each(REGISTER, orders(agents)).good()
     tokens = {host: (agent.secret(), agent.secret("vault_token") if agent.policy else "") for host, agent in agents.items()}
     policies = {host: done.result(host)["policy"].get("policy") for host in agents}
