@@ -12,6 +12,7 @@ The health gate writes COMMITTED later, once the running agent has proved itself
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -19,7 +20,7 @@ import typing as t
 import uuid
 from dataclasses import dataclass, field, replace
 
-from ansible_collections.muster.agents.plugins.module_utils._credential_store import MAX_SKEW, MIN_FREE_KIB
+from ansible_collections.muster.agents.plugins.module_utils._credential_store import MAX_SKEW, MIN_FREE_KIB, Delivery
 from ansible_collections.muster.agents.plugins.module_utils._receipt import Intent, Receipt
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
 from ansible_collections.muster.agents.plugins.plugin_utils import _faults as faults
@@ -127,12 +128,13 @@ class Transaction:
 
     def __init__(self, order: Order, parts: Parts, *, attempt: str = "") -> None:
         """*attempt* is the idempotency key of this try, made anew when not given."""
+        # _ours says whether the control plane's record under this name may stem from this or an interrupted run.
         self.order = order
         self.parts = parts
         self.enrolment = order.enrolment
         self.attempt = attempt or str(uuid.uuid4())
         self.server = ServerState()
-        self._resumed = False
+        self._ours = False
 
     def run(self) -> Outcome:
         """Carry the enrolment through, or say what would be done. Raises AgentsError; after one, the next run goes on from where this one came to."""
@@ -141,11 +143,22 @@ class Transaction:
         faults.reach("after_probe")
         look = self._look()
         faults.reach("after_look")
-        self._complete_identity(look)
-        held = self._choose(look)
-        if held is None:
-            held = self._plan_issue() if self.order.check_mode else self._issue(look)
-        return self._finish(look, held)
+        try:
+            self._complete_identity(look)
+            held = self._choose(look)
+            if held is None:
+                held = self._plan_issue() if self.order.check_mode else self._issue(look)
+            return self._finish(look, held)
+        except AgentsError:
+            self._forget_attempt(look)
+            raise
+
+    def _forget_attempt(self, look: Look) -> None:
+        """Take the intent back when the attempt cannot have made a record: the next run would take a foreign record for the fruit of this one."""
+        if self.order.check_mode or self._ours or look.intent != "recorded" or look.receipt is not None or look.generations:
+            return
+        with contextlib.suppress(AgentsError):
+            self.parts.host.deliver(Delivery(self.parts.host.root, look.receipt_digest, remove_all=True))
 
     # -- before the first side effect ------------------------------------------------------------------------------------------------------
 
@@ -196,7 +209,7 @@ class Transaction:
             time.sleep(0.5)
         require_free(look, self.parts.host.root)
         if look.held is not None:
-            self._resumed = look.held.attempt != self.attempt
+            self._ours = look.held.attempt != self.attempt
             self.attempt = look.held.attempt
         return look
 
@@ -325,8 +338,11 @@ class Transaction:
         """Register; a lost answer is reconciled by asking again with the same idempotency key, which the name's uniqueness makes safe."""
         for pause in (*_RECONCILE_PAUSES, None):
             try:
-                return self.parts.plane.register(self.enrolment, self.attempt)
+                issued = self.parts.plane.register(self.enrolment, self.attempt)
+                self._ours = self._ours or issued.created
+                return issued
             except Ambiguous:
+                self._ours = True
                 if pause is None:
                     raise
                 time.sleep(pause)
@@ -373,8 +389,8 @@ class Transaction:
     def _reissue_through_vault(self, known_id: str, conflict: IdentityConflict) -> _Held:
         """Make a credential of our own for a name that is taken, where the server trusts what Vault holds.
 
-        Allowed when this host knows the identity's id, when it resumes an attempt of its own whose answer was lost, or when the operator says
-        adopt: always. Raises IdentityConflict otherwise.
+        Allowed when this host knows the identity's id, when the record may stem from an attempt of its own whose answer was lost, or when the
+        operator says adopt: always. Raises IdentityConflict otherwise.
         """
         token = self.parts.plane.own_credential()
         vault = self.parts.vault
@@ -382,7 +398,7 @@ class Transaction:
                   "or remove the record at the control plane.")
         if token is None or vault is None or not self.order.vault_paths:
             raise IdentityConflict(f"{conflict.msg} No credential of it is left on this host. {remedy}", **conflict.facts)
-        if not known_id and not self._resumed and self.order.adopt != "always":
+        if not known_id and not self._ours and self.order.adopt != "always":
             raise IdentityConflict(
                 f"{conflict.msg} This host holds no credential of it, and nothing says that it is this host: give another name, "
                 "or set adopt: always if this host replaces it.", **conflict.facts)

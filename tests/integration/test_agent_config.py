@@ -154,3 +154,16 @@ def test_a_host_that_is_not_enrolled_gets_the_operators_files_and_nothing_else(w
         assert again.result(way)["changed"] is False
         assert (agent.directory / "etc/agent.toml").exists()
         assert not (agent.root / "receipt.json").exists()
+
+
+def test_listed_files_go_from_a_host_that_is_not_enrolled(world: World, controller: Controller, tmp_path: Path) -> None:
+    agents = {way: Agent(world, "shipped", tmp_path / way, way) for way in WAYS}
+    for agent in agents.values():
+        (agent.directory / "etc").mkdir(parents=True)
+        (agent.directory / "etc" / "agent.toml").write_text("old")
+    gone = {way: settings(agent, toml(agent), state="absent") for way, agent in agents.items()}
+    for changed in (True, False):
+        removed = controller.each(CONFIG, gone).good()
+        for way, agent in agents.items():
+            assert removed.result(way)["changed"] is changed
+            assert not (agent.directory / "etc" / "agent.toml").exists()

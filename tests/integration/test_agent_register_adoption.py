@@ -199,3 +199,31 @@ def test_a_rebuilt_host_without_vault_is_told_what_to_do_about_a_409(world: Worl
     assert "Give vault and vault_paths" in result["msg"]
     assert not rebuilt.env_file.exists()
     assert agent.stacker.accepts(agent.name, agent.secret())
+
+
+def test_running_again_after_a_refusal_takes_over_no_foreign_identity(world: World, controller: Controller, tmp_path: Path) -> None:
+    """A name that is taken and whose token is in no Vault: nothing shows that it is this host's, however often one asks."""
+    there = Agent(world, "documented", tmp_path / "there", vault=False)
+    there.stacker.fault("register", "no-vault-write", name=there.name)
+    controller.each(REGISTER, {"there": there.options()}).good()
+    here = {way: Agent(world, "documented", tmp_path / way, way, name=there.name) for way in WAYS}
+    world.quiet()
+    for _attempt in range(2):
+        refused = controller.each(REGISTER, orders(here))
+        for way in here:
+            assert refused.result(way).get("reason") == "identity_conflict", refused.result(way)
+    assert [agent.everything() for agent in here.values()] == [{}, {}]
+    assert world.bao.mutating_requests() == []
+    assert there.stacker.accepts(there.name, there.secret())
+
+
+def test_an_attempt_that_was_refused_for_good_leaves_nothing_to_resume(world: World, controller: Controller, tmp_path: Path) -> None:
+    agents = {contract: Agent(world, contract, tmp_path / contract) for contract in CONTRACTS}
+    for agent in agents.values():
+        agent.stacker.fault("register", "status", status=403, name=agent.name, body="forbidden")
+    refused = controller.each(REGISTER, orders(agents))
+    for contract, agent in agents.items():
+        assert (refused.result(contract)["reason"], agent.everything()) == ("bad_bootstrap", {})
+    controller.each(REGISTER, orders(agents)).good()
+    for agent in agents.values():
+        agent.check_healthy()
