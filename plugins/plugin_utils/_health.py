@@ -43,6 +43,7 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.2, 1.0  # seconds between two questions to the con
 _DATE_RESOLUTION = 1.5
 _UNKNOWN_CLOCK = 2.0  # seconds either way where the server tells no time
 _GRACE = 3.0  # seconds after which a sign of life too close to the start to be told apart is accepted
+_RETURN = 0.5  # seconds that the probe's answer may need on its way back
 _LINE_LENGTH = 500
 _ENROLLED = ("STORED", "ACTIVE", "COMMITTED")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
@@ -294,7 +295,9 @@ class Gate:
         uptime = answer["units"][0]["uptime"] if answer["units"] else None
         if uptime is None:  # nothing to count from: only a sign of life from now on tells anything
             return Span(before, before)
-        return Span(before + answer["elapsed"] - answer["looked"] - uptime, after - answer["looked"] - uptime)
+        # Getting a module going on a busy host takes seconds, its answer's way back does not: the later bound is the better one.
+        latest = after - answer["looked"] - uptime
+        return Span(max(before + answer["elapsed"] - answer["looked"] - uptime, latest - _RETURN), latest)
 
     def _still_up(self, findings: _Findings) -> None:
         """Look again after a wait: an agent that ended meanwhile is not well, whatever it proved before."""

@@ -108,7 +108,7 @@ class TestUnits:
         assert (check.ok, check.reason) == (False, reason)
 
     def test_restarts_during_the_wait_are_flapping(self) -> None:
-        check = judged(ended(4.0, ActiveState="activating", SubState="auto-restart", NRestarts=3), first_restarts=1)
+        check = judged(ended(7.0, ActiveState="activating", SubState="auto-restart", NRestarts=3), first_restarts=1)
         assert (check.ok, check.reason) == (False, "unit_flapping")
         assert "2 restarts during the wait" in check.detail
 
@@ -419,7 +419,7 @@ class TestListeners:
 class TestProbe:
     def test_it_asks_for_all_units_at_once_and_counts_restarts_from_its_first_look(self) -> None:
         asked: list[list[str]] = []
-        answers = iter([block(NRestarts=2), ended(3.0, NRestarts=2), block(NRestarts=3, ExecMainStartTimestampMonotonic=10 ** 18)])
+        answers = iter([block(NRestarts=2), ended(7.0, NRestarts=2), block(NRestarts=3, ExecMainStartTimestampMonotonic=10 ** 18)])
 
         def run(command: list[str]) -> tuple[int, str, str]:
             asked.append(command)
