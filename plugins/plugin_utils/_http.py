@@ -43,7 +43,7 @@ try:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
     from urllib3.connection import HTTPSConnection
     from urllib3.connectionpool import HTTPSConnectionPool
-    from urllib3.exceptions import ConnectTimeoutError, InsecureRequestWarning, NewConnectionError
+    from urllib3.exceptions import ConnectTimeoutError, InsecureRequestWarning, NewConnectionError, ProxyError
     from urllib3.exceptions import HTTPError as Urllib3Error
 except ImportError:
     IMPORT_ERROR: str | None = traceback.format_exc()
@@ -57,6 +57,7 @@ _RETRIED_STATUS = frozenset({502, 503, 504})
 _PAUSES = (0.1, 0.4, 1.0, 2.0, 4.0)
 _MAX_WAIT = 60.0
 _MAX_BODY = 4 * 1024 * 1024
+_NO_HOST = re.compile(r"[\s\x00-\x1f\x7f]")
 
 
 def require_library() -> None:
@@ -117,8 +118,13 @@ class Answer:
 
 def check_url(url: str, *, option: str, allow_plaintext: bool) -> str:
     """Return *url* without a trailing slash. Raises InvalidInput unless it is scheme://host[:port], and https except to loopback."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if "@" in url:
+        raise InvalidInput(f"{option} holds a user name or password: give those through their own options.")
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise InvalidInput(f"{option} {url!r} cannot be read: write it as https://host:port.") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or _NO_HOST.search(url):
         raise InvalidInput(f"{option} {url!r} has no scheme or host: write it as https://host:port.")
     try:
         port = parts.port
@@ -126,8 +132,6 @@ def check_url(url: str, *, option: str, allow_plaintext: bool) -> str:
         port = 0
     if port == 0:
         raise InvalidInput(f"{option} {url!r} has an impossible port: write it as https://host:port.")
-    if parts.username is not None or parts.password is not None:
-        raise InvalidInput(f"{option} holds a user name or password: give those through their own options.")
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise InvalidInput(f"{option} {url!r} has a path or query: give only {parts.scheme}://{parts.netloc}, the paths are added here.")
     if parts.scheme == "http" and not allow_plaintext and not _is_loopback(parts.hostname):
@@ -201,7 +205,8 @@ class Http:
                 allow_redirects=False, stream=True)
             body = response.raw.read(_MAX_BODY, decode_content=True)
             if len(body) >= _MAX_BODY:
-                raise ServerFault(f"{self.url} sent more than {_MAX_BODY} bytes: this is not the control plane it should be.")
+                fault = ServerFault if read else Ambiguous
+                raise fault(f"{self.url} sent more than {_MAX_BODY} bytes: this is not the control plane it should be.")
             response.close()
         except (requests.RequestException, Urllib3Error, OSError) as error:
             raise self._failure(error, read=read) from None
@@ -223,6 +228,9 @@ class Http:
         for cause in chain:
             if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
                 return Untrusted(_tls_sentence(self.url, cause), reason=_tls_reason(cause))
+        if any(isinstance(cause, ProxyError) or "Tunnel connection failed" in str(cause) for cause in chain):
+            return Unreachable(f"The proxy on the way to {self.url} cannot be used ({chain[-1]}): check proxy, or the environment's proxy settings.",
+                               reason="proxy")
         for cause in chain:
             if isinstance(cause, socket.gaierror):
                 return Unreachable(f"{self.url} cannot be resolved: check the host name and the controller's DNS.", reason="unresolvable")
@@ -269,14 +277,20 @@ class _Pin:
 
 if IMPORT_ERROR is None:
 
-    class _PinnedConnection(HTTPSConnection):
-        """A TLS connection that compares the peer with the pin before any byte of the request leaves."""
+    class _Connection(HTTPSConnection):
+        """A TLS connection that compares the peer with the pin, where there is one, before any byte of the request leaves."""
 
-        pin: t.ClassVar[_Pin]
+        pin: t.ClassVar[_Pin | None] = None
 
         def connect(self) -> None:
-            """Connect, then check the pin. Raises ssl.SSLError when it differs."""
-            super().connect()
+            """Connect, then check the pin. Raises ssl.SSLError when it differs, or when the peer hangs up on the handshake."""
+            try:
+                super().connect()
+            except ssl.SSLEOFError:
+                # Told apart from an answer that is cut off: nothing was sent yet.
+                raise ssl.SSLError("MUSTER_HANDSHAKE_CUT") from None
+            if self.pin is None:
+                return
             der = self.sock.getpeercert(True) if isinstance(self.sock, ssl.SSLSocket) else None
             if not der or not self.pin.matches(der):
                 self.close()
@@ -293,14 +307,18 @@ if IMPORT_ERROR is None:
         def init_poolmanager(self, *args: t.Any, **options: t.Any) -> None:
             """Hand our context to urllib3."""
             super().init_poolmanager(*args, ssl_context=self._context, **options)
-            if self._pin is not None:
-                connection = type("_Pinned", (_PinnedConnection,), {"pin": self._pin})
-                pool = type("_PinnedPool", (HTTPSConnectionPool,), {"ConnectionCls": connection})
-                self.poolmanager.pool_classes_by_scheme = {**self.poolmanager.pool_classes_by_scheme, "https": pool}
+            self._guarded(self.poolmanager)
 
         def proxy_manager_for(self, proxy: str, **options: t.Any) -> t.Any:
-            """Use our context through a proxy too."""
-            return super().proxy_manager_for(proxy, ssl_context=self._context, **options)
+            """Use our context and pin through a proxy too."""
+            return self._guarded(super().proxy_manager_for(proxy, ssl_context=self._context, **options))
+
+        def _guarded(self, manager: t.Any) -> t.Any:
+            """Let *manager* make connections of our kind."""
+            connection = type("_PinnedConnection", (_Connection,), {"pin": self._pin})
+            pool = type("_Pool", (HTTPSConnectionPool,), {"ConnectionCls": connection})
+            manager.pool_classes_by_scheme = {**manager.pool_classes_by_scheme, "https": pool}
+            return manager
 
         def cert_verify(self, conn: t.Any, url: str, verify: t.Any, cert: t.Any) -> None:
             """Leave verification to the context, which already knows CA, client certificate and floor."""
@@ -355,7 +373,7 @@ def _tls_sentence(url: str, error: ssl.SSLError) -> str:
         return f"{url} is not trusted: {error.verify_message}; name the CA that signed it in ca_cert, and use a host name the certificate carries."
     if "WRONG_VERSION_NUMBER" in str(error) or "HTTP_REQUEST" in str(error):
         return f"{url} does not speak TLS on this port: check the port, or whether the URL should begin with http://."
-    return f"{url} broke off the TLS handshake ({error.reason or 'no reason given'}): check client_cert, ciphers and tls_min_version."
+    return f"{url} broke off the TLS handshake ({getattr(error, 'reason', None) or 'no reason given'}): check client_cert, ciphers and tls_min_version."
 
 
 def _causes(error: BaseException | None) -> t.Iterator[BaseException]:
@@ -374,7 +392,7 @@ def _causes(error: BaseException | None) -> t.Iterator[BaseException]:
 
 def _retry_after(answer: Answer) -> float:
     value = answer.headers.get("retry-after", "")
-    if value.isdigit():
+    if value.isdecimal():
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
