@@ -159,8 +159,9 @@ GREEN, RED = {"msg": "Well.", "previously_committed": True}, {"msg": "It is not 
 @pytest.mark.parametrize(("result", "service", "way_back", "said"), [
     (GREEN, {}, True, "put back"),
     (RED, {}, False, "stopped and disabled"),
-    (RED, {"control_plane": "stacker", "binary_replaced": True}, True, "put back"),
-    (RED, {"control_plane": "oxmon", "binary_replaced": True}, False, "stopped and disabled"),
+    (RED, {"control_plane": "stacker", "takes_over": True}, True, "put back"),
+    (RED, {"control_plane": "stacker", "takes_over": False, "binary_replaced": True}, False, "stopped and disabled"),
+    (RED, {"control_plane": "oxmon", "takes_over": True}, False, "stopped and disabled"),
 ])
 def test_gate_goes_back_only_to_what_was_there(result: dict[str, t.Any], service: dict[str, t.Any], way_back: bool, said: str) -> None:
     variables = Variables("health_gate", _health_gate_result=result, _service_outcome=service)
@@ -171,7 +172,8 @@ def test_gate_goes_back_only_to_what_was_there(result: dict[str, t.Any], service
 @pytest.mark.parametrize(("proven", "previous", "installed", "replaced", "back"), [
     ("aa", "aa", "bb", False, True),
     ("bb", "aa", "bb", False, False),
-    ("cc", "aa", "bb", True, True),
+    ("cc", "aa", "bb", False, False),
+    ("", "aa", "bb", True, True),
     ("aa", "aa", "aa", True, False),
     ("aa", "", "bb", True, False),
 ])
@@ -181,5 +183,17 @@ def test_binary_goes_back_when_it_is_the_last_that_was_proved(proven: str, previ
         _health_gate_proven={"content": base64.b64encode(f"binary={proven}\nlayout=x\n".encode()).decode()},
         _health_gate_previous={"stat": {"exists": bool(previous), **({"checksum": previous} if previous else {})}},
         _health_gate_installed={"stat": {"exists": True, "checksum": installed}},
-        _service_outcome={"control_plane": "stacker", "binary_replaced": replaced})
+        _service_outcome={"control_plane": "stacker", "takes_over": replaced, "binary_replaced": replaced})
     assert variables.value("_health_gate_binary_back | bool") is back
+
+
+@pytest.mark.parametrize(("proven", "installed", "displaces"), [
+    ("", "aa" * 32, True),
+    ("aa" * 32, "aa" * 32, True),
+    ("aa" * 32, "bb" * 32, False),
+    ("aa" * 20, "bb" * 32, True),
+])
+def test_a_binary_that_never_passed_the_gate_does_not_displace_the_one_that_did(proven: str, installed: str, displaces: bool) -> None:
+    content = base64.b64encode(f"binary={proven}\nlayout=x\n".encode()).decode()
+    variables = Variables("service", _service_proven={"content": content}, _service_installed={"stat": {"exists": True, "checksum": installed}})
+    assert variables.value("_service_binary_unproven | bool") is not displaces
