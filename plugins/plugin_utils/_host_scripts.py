@@ -16,7 +16,15 @@ import os
 import shlex
 
 from ansible_collections.muster.agents.plugins.module_utils._atomic_file import temporary_name
-from ansible_collections.muster.agents.plugins.module_utils._credential_store import MAX_FILE, MAX_SKEW, MIN_FREE_KIB, Delivery, LookRequest, StagedFile, previous_name
+from ansible_collections.muster.agents.plugins.module_utils._credential_store import (
+    MAX_FILE,
+    MAX_SKEW,
+    MIN_FREE_KIB,
+    Delivery,
+    LookRequest,
+    StagedFile,
+    previous_name,
+)
 
 __all__ = ["END", "START", "deliver_script", "look_script"]
 
