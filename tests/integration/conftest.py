@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from ansible_collections.muster.agents.plugins.plugin_utils import _errors
-
 from reference_server.client import ReferenceServer, Tls, VaultLink
 from world import OpenBao
 from world.ca import CertificateAuthority

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.muster.agents.plugins.plugin_utils import _errors
-
 from world.processes import wait_until
 
 COLLECTIONS = Path(str(_errors.__file__)).parents[5]

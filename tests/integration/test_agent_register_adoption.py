@@ -121,7 +121,7 @@ def test_an_identity_that_is_live_elsewhere_is_taken_over_only_when_asked(world:
             assert not agent.env_file.exists()
     # Only by being asked for a registration does the shipped server tell which id belongs to the name.
     assert world.mutations() == ["shipped: 2"]
-    for host, agent in there.items():
+    for agent in there.values():
         agent.check_healthy()
 
     taken = controller.each(REGISTER, orders(here, adopt="always")).good()

@@ -186,7 +186,7 @@ def test_two_runs_at_once_on_the_same_identity_end_well_with_one_record(world: W
     ended = [running.end().good() for running in started]
     for host, agent in agents.items():
         agent.check_healthy()
-        assert sorted(play.result(host)["action"] for play in ended)[0] in ("adopted", "registered", "unchanged")
+        assert "registered" in {play.result(host)["action"] for play in ended}
     world.quiet()
     quiet = nodes[0].each(REGISTER, orders(agents)).good()
     assert [quiet.result(host)["changed"] for host in agents] == [False] * len(agents)

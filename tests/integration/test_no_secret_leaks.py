@@ -179,7 +179,8 @@ def test_the_spool_of_a_killed_run_is_for_its_owner_alone(fleet: Fleet, controll
 @pytest.mark.parametrize("secret", ["canary-plain-0123456789", DATABASE])
 def test_the_scanner_knows_a_secret_in_every_disguise(secret: str) -> None:
     data = secret.encode()
-    disguises = [data, json.dumps({"x": secret}).encode(), quote(secret).encode(), quote(secret, safe="").encode(), data.hex().encode(), repr([secret]).encode()]
+    texts = [secret, json.dumps({"x": secret}), quote(secret), quote(secret, safe=""), data.hex(), repr([secret])]
+    disguises = [text.encode() for text in texts]
     disguises += [base64.b64encode(b"p" * length + data + b"tail") for length in range(6)]
     disguises += [base64.urlsafe_b64encode(b"p" * length + data + b"tail") for length in range(6)]
     for disguise in disguises:
