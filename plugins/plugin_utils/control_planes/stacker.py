@@ -154,6 +154,9 @@ class Stacker(ControlPlane):
         answer = self.http.get(f"{_API}/agent/deployments/{name}", params={"command_limit": 1}, headers=headers)
         if answer.status in (400, 401, 403, 404):
             return None
+        if answer.status != 200 or not isinstance(answer.json, dict):
+            # Silence would pass for an agent that nobody has seen, which may be taken over.
+            raise ServerFault(f"{self.http.url} could not say what it knows of {name} (HTTP {answer.status}): run again.")
         agent = _item(answer).get("agent")
         if not isinstance(agent, dict):
             return None
@@ -183,6 +186,10 @@ class Stacker(ControlPlane):
         fingerprint = {"hostname": enrolment.hostname or enrolment.system_info.get("hostname", ""), "address": enrolment.address}
         body = {"session_token": session, "deployment_id": enrolment.name, "server_fingerprint": fingerprint, "capabilities": list(enrolment.capabilities)}
         answer = self.http.send("POST", f"{_API}/agent/link", json_body=body, headers={"Idempotency-Key": attempt})
+        if answer.status == 404:
+            raise InvalidRequest(
+                f"{self.http.url} knows no deployment {enrolment.name} to link: make it there first, or enrol without username and password.",
+                reason="unknown_deployment")
         if answer.status == 403:
             raise Rejected(f"{self.bootstrap.username} does not own the deployment {enrolment.name} at {self.http.url}: use its owner's login.")
         return self._issued(answer, enrolment)
