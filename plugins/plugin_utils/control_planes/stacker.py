@@ -96,7 +96,8 @@ class Stacker(ControlPlane):
 
     def find(self, name: str, credential: Credential | None) -> Record | None:
         """Return the snapshot of *name*; the server shows it to an agent or a user only, so without either the answer is None."""
-        return self._snapshot(name, self._reader(credential))
+        answer = self._ask_snapshot(name, self._reader(credential))
+        return None if answer is None else self._record(name, answer)
 
     def register(self, enrolment: Enrolment, attempt: str) -> Issued:
         """Register the deployment hash, or link it when a user's login is given. See the base class for what it raises."""
@@ -142,21 +143,27 @@ class Stacker(ControlPlane):
         return token
 
     def last_seen(self, name: str, credential: Credential) -> Record | None:
-        """Return the snapshot, whose ``last_heartbeat`` moves when the agent polls or reports."""
-        return self._snapshot(name, _agent_headers(credential))
+        """Return the snapshot, whose ``last_heartbeat`` moves when the agent polls or reports; an unknown agent was never seen."""
+        answer = self._ask_snapshot(name, _agent_headers(credential))
+        return None if answer is None else self._record(name, answer) or Record(name=name)
 
     def revoke(self, name: str, credential: Credential | None) -> Withdrawal:
         """Say what stays: neither contract lets anybody remove an agent's record over HTTP. The token dies with its Vault entry."""
         return Withdrawal(remains=(
             f"The record of {name} at {self.http.url}: this control plane has no call that removes an agent; it shows as offline from now on.",))
 
-    def _snapshot(self, name: str, headers: dict[str, str]) -> Record | None:
+    def _ask_snapshot(self, name: str, headers: dict[str, str]) -> Answer | None:
+        """Ask for the snapshot of a deployment; None where this server does not show one, or not to us."""
         answer = self.http.get(f"{_API}/agent/deployments/{name}", params={"command_limit": 1}, headers=headers)
         if answer.status in (400, 401, 403, 404):
             return None
         if answer.status != 200 or not isinstance(answer.json, dict):
             # Silence would pass for an agent that nobody has seen, which may be taken over.
             raise ServerFault(f"{self.http.url} could not say what it knows of {name} (HTTP {answer.status}): run again.")
+        return answer
+
+    def _record(self, name: str, answer: Answer) -> Record | None:
+        """Return the agent in a snapshot, None when the server knows of none."""
         agent = _item(answer).get("agent")
         if not isinstance(agent, dict):
             return None
