@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,11 +115,14 @@ class Running:
 
 
 class Controller:
-    """A control node with a home of its own: spool, temporary files and fact cache lie below *directory*."""
+    """A control node with a home and a folder for temporary files of its own."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.home = directory / "home"
+        # Not below *directory*: ansible-core puts a socket there, whose path must be short.
+        self.scratch = Path(tempfile.mkdtemp(prefix="muster-"))
+        weakref.finalize(self, shutil.rmtree, self.scratch, ignore_errors=True)
         self._runs = 0
 
     @property
@@ -156,10 +162,9 @@ class Controller:
 
     def environment(self) -> dict[str, str]:
         """What ansible-playbook finds in its environment on this control node."""
-        (self.directory / "tmp").mkdir(parents=True, exist_ok=True)
         ours = {
-            "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(self.home), "ANSIBLE_LOCAL_TEMP": str(self.directory / "local-temp"),
-            "ANSIBLE_REMOTE_TEMP": str(self.directory / "remote-temp"), "TMPDIR": str(self.directory / "tmp"), "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(self.home), "ANSIBLE_LOCAL_TEMP": str(self.scratch / "local"),
+            "ANSIBLE_REMOTE_TEMP": str(self.scratch / "remote"), "TMPDIR": str(self.scratch), "ANSIBLE_NOCOLOR": "1",
             "ANSIBLE_PYTHON_INTERPRETER": sys.executable, "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callbacks"),
             "ANSIBLE_CALLBACKS_ENABLED": "collected", "ANSIBLE_DEPRECATION_WARNINGS": "false",
         }

@@ -105,8 +105,8 @@ def test_neither_success_nor_failure_shows_a_secret_at_the_highest_verbosity(fle
     assert found_in((tmp_path / "ansible.log").read_bytes(), secrets) == []
     assert watch.processes(secrets) == []
     assert watch.log(secrets) == []
-    for place in ("local-temp", "remote-temp", "tmp", "home"):
-        assert found_in_files(controller.directory / place, secrets) == []
+    for place in (controller.scratch, controller.home):
+        assert found_in_files(place, secrets) == []
 
 
 def runner_job(directory: Path, controller: Controller, play: list[dict[str, Any]], hosts: Mapping[str, Any]) -> Path:
@@ -156,11 +156,11 @@ def test_a_killed_run_leaves_a_secret_in_no_temporary_file_without_pipelining(fl
     secrets = fleet.secrets()
     assert found_in(killed.output + finished.output, secrets) == []
     assert (watch.processes(secrets), watch.log(secrets)) == ([], [])
-    left = [path for place in ("local-temp", "remote-temp") for path in (controller.directory / place).rglob("*") if path.is_file()]
+    left = [path for path in controller.scratch.rglob("*") if path.is_file()]
     if point == "in-delivery":
         assert left, "the kill came too late to leave a file"
-    for place in ("local-temp", "remote-temp", "tmp", "home"):
-        assert found_in_files(controller.directory / place, secrets) == []
+    for place in (controller.scratch, controller.home):
+        assert found_in_files(place, secrets) == []
     for agent in fleet.agents.values():
         agent.check_healthy()
 
@@ -201,11 +201,11 @@ def test_the_scanner_finds_planted_leaks_in_every_place(world: World, controller
     ]
     cache = {"ANSIBLE_CACHE_PLUGIN": "ansible.builtin.jsonfile", "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(tmp_path / "facts")}
     with Watch() as watch:
-        leaky = controller.run(tasks, {"host": {"place": str(controller.directory / "tmp" / "leak")}}, environment=cache).good()
+        leaky = controller.run(tasks, {"host": {"place": str(controller.scratch / "leak")}}, environment=cache).good()
     assert found_in(leaky.output, [secret])
     assert found_in(leaky.events, [secret])
     assert found_in_files(tmp_path / "facts", [secret])
-    assert found_in_files(controller.directory / "tmp", [secret])
+    assert found_in_files(controller.scratch, [secret])
     assert found_in_files(hidden, [secret])
     assert watch.processes([secret])
     assert watch.log([secret])
