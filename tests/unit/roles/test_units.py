@@ -160,6 +160,7 @@ GREEN, RED = {"msg": "Well.", "previously_committed": True}, {"msg": "It is not 
     (GREEN, {}, True, "put back"),
     (RED, {}, False, "stopped and disabled"),
     (RED, {"control_plane": "stacker", "takes_over": True}, True, "put back"),
+    (RED, {"control_plane": "stacker", "proved_before": True}, True, "put back"),
     (RED, {"control_plane": "stacker", "takes_over": False, "binary_replaced": True}, False, "stopped and disabled"),
     (RED, {"control_plane": "oxmon", "takes_over": True}, False, "stopped and disabled"),
 ])
