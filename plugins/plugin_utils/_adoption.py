@@ -27,7 +27,7 @@ __all__ = ["Candidate", "OldPlace", "candidates_in_vault", "candidates_on_host",
 
 @dataclass(frozen=True)
 class Candidate:
-    """A credential and where it was found. *possessed* is True when it lay on this very host or in our spool, which proves that it is this agent's."""
+    """A credential and where it was found. *possessed* is True when it lay on this very host, or was issued to it, which proves that it is this agent's."""
 
     credential: Credential
     origin: str
@@ -68,12 +68,13 @@ def candidates_on_host(look: Look, places: t.Sequence[OldPlace], spool: Spool, s
             yield Candidate(Credential(agent_id, issued), "store", True, number, extra)
     spooled = spool.find()
     if spooled is not None:
-        yield Candidate(spooled[0], "spool", True, 0, spooled[1])
+        credential, extra, possessed = spooled
+        yield Candidate(credential, "spool", possessed or (bool(receipt_id) and credential.agent_id == receipt_id), 0, extra)
     for place in places:
         found = look.files.get(place.path)
-        credential = _read_old(found, place, secret_names) if found is not None else None
-        if credential is not None:
-            yield Candidate(credential, place.path, True)
+        old = _read_old(found, place, secret_names) if found is not None else None
+        if old is not None:
+            yield Candidate(old, place.path, True)
 
 
 def candidates_in_vault(vault: Vault, paths: t.Sequence[VaultPath], agent_id: str, secret_names: t.Sequence[str]) -> t.Iterator[Candidate]:

@@ -309,7 +309,7 @@ class Transaction:
         except IdentityConflict as conflict:
             return self._reissue_through_vault(known_id, conflict)
         faults.reach("after_issue")
-        self.parts.spool.keep(issued.credential, {})
+        self.parts.spool.keep(issued.credential, {}, possessed=issued.created or issued.credential.agent_id == known_id)
         faults.reach("after_spool")
         issued, proof = self._settle(issued)
         faults.reach("after_settle")
@@ -371,7 +371,7 @@ class Transaction:
         elif proof.definite:
             self._begin_anew()
             issued = self._register()
-            self.parts.spool.keep(issued.credential, {})
+            self.parts.spool.keep(issued.credential, {}, possessed=issued.created)
             proof = self.parts.plane.prove(self.enrolment, issued.credential)
         if not proof.accepted:
             raise Rejected(

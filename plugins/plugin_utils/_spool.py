@@ -30,9 +30,13 @@ class Spool:
         digest = hashlib.sha256(f"{url}\n{name}".encode()).hexdigest()[:32]
         self._path = os.path.join(directory, f"{digest}.json")
 
-    def keep(self, credential: Credential, extra: t.Mapping[str, Secret]) -> None:
-        """Write *credential* and the *extra* secrets to disk before anything else happens. A spool that cannot be written is no reason to stop."""
+    def keep(self, credential: Credential, extra: t.Mapping[str, Secret], *, possessed: bool = True) -> None:
+        """Write *credential* and the *extra* secrets to disk before anything else happens. A spool that cannot be written is no reason to stop.
+
+        *possessed* is False while nothing proves that the identity is this host's own, so that a later run asks that question again.
+        """
         document = {
+            "possessed": possessed,
             "agent_id": credential.agent_id,
             "secrets": {name: secret.reveal() for name, secret in credential.secrets.items()},
             "extra": {name: secret.reveal() for name, secret in extra.items()},
@@ -43,8 +47,8 @@ class Spool:
         except OSError:
             return
 
-    def find(self) -> tuple[Credential, dict[str, Secret]] | None:
-        """Return what an interrupted run left here, None when there is nothing usable."""
+    def find(self) -> tuple[Credential, dict[str, Secret], bool] | None:
+        """Return what an interrupted run left here and whether it was possessed, None when there is nothing usable."""
         try:
             with open(self._path, encoding="utf-8") as stream:
                 document = json.load(stream)
@@ -53,7 +57,7 @@ class Spool:
         except (OSError, KeyError, TypeError, ValueError, AttributeError):
             return None
         register_with_core([*credential.secrets.values(), *extra.values()])
-        return credential, extra
+        return credential, extra, document.get("possessed") is True
 
     def drop(self) -> None:
         """Remove what is kept, once it is durable elsewhere."""
