@@ -76,7 +76,7 @@ def make_plan(look: Look, wanted: Wanted, root: str) -> Plan:
     if any(item.restart for item in changed):
         receipt = replace(receipt, pending_restart=host_time(look))
     old = look.receipt
-    settled = old is not None and old.phase in _GOOD and wanted.phase in _GOOD and not fresh and not changed
+    settled = old is not None and old.url == wanted.url and old.phase in _GOOD and wanted.phase in _GOOD and not fresh and not changed
     if old is not None and settled:
         receipt = replace(receipt, phase=old.phase)
         if _essence(receipt) == _essence(old) and not look.leftovers and look.held is None:
