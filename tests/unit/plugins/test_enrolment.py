@@ -64,8 +64,8 @@ UNSURE = Proof(accepted=False, definite=False, how="notifications", detail="HTTP
 PENDING = Proof(accepted=False, definite=False, how="notifications", detail="HTTP 400", pending=True)
 
 
-def _credential(token: str = "one", agent_id: str = AGENT_ID) -> Credential:
-    return Credential(agent_id, {"token": Secret(f"{CANARY}-{token}")})
+def _credential(what: str = "one", agent_id: str = AGENT_ID) -> Credential:
+    return Credential(agent_id, {"token": Secret(f"{CANARY}-{what}")})
 
 
 class Clock:
@@ -459,7 +459,8 @@ def test_a_kill_after_the_answer_is_finished_from_the_spool(world: World, monkey
     assert (len(world.plane.attempts), world.spooled) == (1, [])
 
 
-@pytest.mark.parametrize("point", ["after_look", "before_issue", "after_issue", "after_spool", "after_settle", "after_vault", "before_delivery", "after_delivery"])
+@pytest.mark.parametrize("point", ["after_look", "before_issue", "after_issue", "after_spool", "after_settle", "after_vault", "before_delivery",
+                                   "after_delivery"])
 def test_a_run_that_ends_anywhere_is_finished_by_the_next(point: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.with_vault = True
     world.plane.issue(_credential())
