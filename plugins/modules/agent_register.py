@@ -221,7 +221,7 @@ EXAMPLES = r"""
     - name: Stop with what has to be done
       ansible.builtin.fail:
         msg: >-
-          {{ 'Two hosts share the name ' ~ agent_name ~ '. ' if enrolled.reason | default('') == 'identity_conflict' else '' }}{{ enrolled.msg }}
+          {{ 'Two hosts share a name. ' if enrolled.reason | default('') == 'identity_conflict' else '' }}{{ enrolled.msg }}
 """
 
 RETURN = r"""
