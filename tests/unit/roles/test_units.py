@@ -71,6 +71,8 @@ def test_operator_can_change_limits_and_sandbox() -> None:
 def test_docker_is_out_of_reach_unless_the_agent_has_that_capability() -> None:
     (without,) = units(agent_capabilities=["logs"], agent_user="panel").values()
     (having,) = units(agent_capabilities=["docker"], agent_user="panel").values()
+    (denied,) = units(agent_capabilities=["docker"], service_docker_access="deny").values()
+    assert "InaccessiblePaths=-/run/docker.sock" in denied
     assert "InaccessiblePaths=-/run/docker.sock" in without
     assert "SupplementaryGroups=docker" not in without
     assert "SupplementaryGroups=docker" in having
