@@ -212,7 +212,7 @@ health:
     token_age_seconds: 12
     last_refresh_ok: true
 listeners:
-  description: Who listens where O(health_url) points. RV(listeners[].ours) is null when it cannot be told.
+  description: Who listens where O(health_url) points. V(ours) is null when it cannot be told.
   type: list
   elements: dict
   returned: always

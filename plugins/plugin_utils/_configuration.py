@@ -142,4 +142,3 @@ def _answer(changed: bool, action: str, reason: str, quiet: str, *, pending_rest
 
 def _with_diff(result: dict[str, t.Any], diffs: list[dict[str, str]]) -> dict[str, t.Any]:
     return {**result, "diff": diffs} if diffs else result
-

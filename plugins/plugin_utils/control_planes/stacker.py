@@ -138,7 +138,7 @@ class Stacker(ControlPlane):
 
     def own_credential(self) -> Secret | None:
         """Return a token of the server's own shape: 86 characters from the URL-safe alphabet. Vault holding it makes it valid."""
-        token = Secret("".join(secrets.choice(_TOKEN_CHARSET) for _ in range(_TOKEN_LENGTH)))
+        token = Secret("".join(secrets.choice(_TOKEN_CHARSET) for _position in range(_TOKEN_LENGTH)))
         register_with_core([token])
         return token
 
