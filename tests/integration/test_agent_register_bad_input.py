@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import ssl
 import subprocess
@@ -158,8 +159,9 @@ def refused(_shared_world: World, others: Mapping[str, ReferenceServer], old_tls
     """All cases in one run of ansible-playbook, each as a host of its own."""
     world, directory = _shared_world, tmp_path_factory.mktemp("bad-input")
     agents = {host: Agent(world, "shipped", directory / host) for host in INPUT}
-    allowed = "".join(f'path "{agent.leaves[0]}" {{ capabilities = ["create", "read", "update"] }}\n' for agent in agents.values())
-    world.bao.policy("bad-input", allowed)
+    writable, readable = agents["vault-permission"].leaves
+    rules = {writable: ["create", "read", "update"], readable: ["read"]}
+    world.bao.policy("bad-input", "".join(f'path "{path}" {{ capabilities = {json.dumps(able)} }}\n' for path, able in rules.items()))
     shared: dict[str, Any] = {
         "vault_url": world.bao.url, "vault_ca": str(world.bao.ca_file), "limited": world.bao.token(["bad-input"]),
         "skewed_url": others["skewed_url"].url, "old_tls_url": old_tls_url, "other_name_url": others["other_name_url"].url,
