@@ -27,7 +27,7 @@ ARGUMENT_SPEC: Spec = {
     "vault_enabled": {"type": "bool", "default": False},
     "token_age_max": {"type": "int", "default": 600, "no_log": False},
     "seen": {"type": "bool", "default": True},
-    "retries": {"type": "int", "default": 10},
+    "attempts": {"type": "int", "default": 10},
     "delay": {"type": "float", "default": 2.0},
     "journal_lines": {"type": "int", "default": 40},
     "commit": {"type": "bool", "default": True},

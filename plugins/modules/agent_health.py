@@ -76,15 +76,15 @@ options:
     description: Whether the control plane must have seen the agent since its process started.
     type: bool
     default: true
-  retries:
+  attempts:
     description:
-      - Together with O(delay) the time that the agent has. The whole gate takes at most O(retries) times O(delay) seconds, 20 by default, and ends as
+      - Together with O(delay) the time that the agent has. The whole gate takes at most O(attempts) times O(delay) seconds, 20 by default, and ends as
         soon as everything is good.
-      - It looks more often than this within that time. For each single request it means nothing here, other than in the other modules.
+      - It looks more often than this within that time, which is also why O(retries) is not used here.
     type: int
     default: 10
   delay:
-    description: See O(retries). In seconds.
+    description: See O(attempts). In seconds.
     type: float
     default: 2.0
   journal_lines:
@@ -123,7 +123,7 @@ EXAMPLES = r"""
     health_url: http://127.0.0.1:5000/health
     vault_enabled: true
     token_age_max: 300
-    retries: 60
+    attempts: 60
     delay: 2
     journal_lines: 100
   become: true
@@ -134,7 +134,7 @@ EXAMPLES = r"""
     url: https://stacker.example.com
     name: "{{ agent_name }}"
     units: [status-panel]
-    retries: 0
+    attempts: 0
     commit: false
   become: true
 

@@ -58,7 +58,7 @@ _REMEDIES = {
     "unit_failed": "Read the journal below, and systemctl status of the unit.",
     "unit_exits": "Read the journal below; a wrong path, a missing setting or a taken port are the usual causes.",
     "unit_flapping": "Read the journal below for what ends it.",
-    "unit_starting": "Give it more retries if it is slow by nature, else read the journal below.",
+    "unit_starting": "Give it more attempts if it is slow by nature, else read the journal below.",
     "unit_inactive": "Start the unit.",
     "port_taken": "Stop that process, or give the agent another port.",
     "no_answer": "Check the port that the agent was started with, and that health_url names it.",
@@ -177,7 +177,7 @@ class _Findings:
 
 def gate_options(args: t.Mapping[str, t.Any], *, check_mode: bool) -> GateOptions:
     """Return the task's arguments as one value. Raises InvalidInput for a negative number or a health_url that is no URL."""
-    for option in ("retries", "delay", "journal_lines", "token_age_max"):
+    for option in ("attempts", "delay", "journal_lines", "token_age_max"):
         if args[option] < 0:
             raise InvalidInput(f"{option} is {args[option]}: give a number that is not negative.")
     url = args.get("health_url") or ""
@@ -185,7 +185,7 @@ def gate_options(args: t.Mapping[str, t.Any], *, check_mode: bool) -> GateOption
         raise InvalidInput(f"health_url {url!r} is no URL: write it as the host sees it, such as http://127.0.0.1:5000/health.")
     return GateOptions(
         name=args["name"], units=tuple(args["units"]), health_url=url, health_status=args["health_status"],
-        vault_enabled=args["vault_enabled"], token_age_max=args["token_age_max"], seen=args["seen"], wait=args["retries"] * args["delay"],
+        vault_enabled=args["vault_enabled"], token_age_max=args["token_age_max"], seen=args["seen"], wait=args["attempts"] * args["delay"],
         journal_lines=args["journal_lines"], commit=args["commit"], check_mode=check_mode)
 
 

@@ -102,7 +102,7 @@ class Deployment:
 
     def gate(self, *arguments: str, **options: t.Any) -> dict[str, t.Any]:
         """Run the gate with what fits this agent; *options* override."""
-        defaults = {"units": UNITS[self.contract], "health_url": HEALTH_URL, "retries": 20, "delay": 0.5}
+        defaults = {"units": UNITS[self.contract], "health_url": HEALTH_URL, "attempts": 20, "delay": 0.5}
         return self.task("agent_health", {**self.identity, **defaults, **options}, *arguments)
 
     def enrol(self) -> None:
@@ -244,7 +244,7 @@ def test_a_good_agent_is_committed_once_and_never_again(agent: Deployment) -> No
 
 def test_the_proof_itself_is_no_sign_of_life(newcomer: Deployment) -> None:
     newcomer.start(commands=dict.fromkeys(UNITS[newcomer.contract], "/usr/bin/sleep 600"))
-    result = newcomer.gate(health_url=None, retries=4)
+    result = newcomer.gate(health_url=None, attempts=4)
     assert (result["reason"], reasons(result)["credential"]) == ("not_seen", "ok"), result
     assert result["last_seen"] == ""
     assert newcomer.server.agent(newcomer.name)["last_heartbeat"] is None
@@ -257,7 +257,7 @@ def test_a_heartbeat_from_before_the_restart_does_not_count(agent: Deployment) -
     stopped = time.time()
     assert wait_until(lambda: time.time() > stopped + 3, 10)
     agent.start(commands=dict.fromkeys(UNITS[agent.contract], "/usr/bin/sleep 600"))
-    result = agent.gate(health_url=None, retries=6)
+    result = agent.gate(health_url=None, attempts=6)
     assert result["reason"] == "not_seen", result
     assert result["last_seen"] != ""
     assert (result["previously_committed"], agent.receipt["phase"], agent.receipt["history"][-1]["why"]) == (True, "COMMITTED", "unhealthy: not_seen")
@@ -290,7 +290,7 @@ def test_check_mode_on_a_bare_host_reports_and_does_not_fail(agent: Deployment) 
 ])
 def test_a_broken_agent_is_red_with_its_reason_and_its_journal(agent: Deployment, broken: str, restart: str, reason: str) -> None:
     agent.start(broken, restart)
-    result = agent.gate(retries=6)
+    result = agent.gate(attempts=6)
     assert (result["failed"], result["changed"], result["reason"]) == (True, False, reason), result
     assert result["journal"]
     assert reasons(result)["credential"] == "ok"
@@ -300,7 +300,7 @@ def test_a_broken_agent_is_red_with_its_reason_and_its_journal(agent: Deployment
 
 def test_an_agent_with_a_spoilt_token_is_not_seen(newcomer: Deployment) -> None:
     newcomer.start("badtoken")
-    result = newcomer.gate(retries=6)
+    result = newcomer.gate(attempts=6)
     assert (result["reason"], reasons(result)["health"]) == ("not_seen", "ok"), result
 
 
@@ -308,7 +308,7 @@ def test_a_credential_that_the_server_refuses_is_red(newcomer: Deployment) -> No
     newcomer.start()
     newcomer.server.drift(newcomer.name)
     newcomer.server.drift(newcomer.name)  # the documented contract accepts the one before the last for a while
-    result = newcomer.gate(retries=6)
+    result = newcomer.gate(attempts=6)
     assert result["reason"] == "credential_refused", result
     assert "agent_register" in result["msg"]
 
@@ -335,7 +335,7 @@ def test_a_taken_port_explains_the_agent_that_cannot_listen(agent: Deployment) -
     agent.run("sh", "-c", "systemctl daemon-reload; systemctl start squatter")
     assert wait_until(lambda: ":1388 " in agent.run("cat", "/proc/net/tcp"), 10)
     agent.start(restart="always")
-    result = agent.gate(retries=6)
+    result = agent.gate(attempts=6)
     assert result["reason"] == "port_taken", result
     assert "python3" in result["msg"]
 
@@ -343,7 +343,7 @@ def test_a_taken_port_explains_the_agent_that_cannot_listen(agent: Deployment) -
 def test_no_secret_is_shown_even_when_the_agent_logs_it(agent: Deployment) -> None:
     shout = "/bin/sh -c 'echo token $AGENT_TOKEN; echo encoded $(printf u:%%s $AGENT_TOKEN | base64 -w0); exit 3'"
     agent.start(commands=dict.fromkeys(UNITS[agent.contract], shout))
-    result = agent.gate("-vvvv", "--diff", retries=4)
+    result = agent.gate("-vvvv", "--diff", attempts=4)
     assert result["reason"] == "unit_exits", result
     journal = agent.run("journalctl", "--unit=status-panel", "--output=cat", "--no-pager")
     assert agent.token in journal
@@ -379,7 +379,7 @@ class TestInfo:
         assert (result["reason"], result["agents"]) == ("not_found", [])
 
     @pytest.mark.parametrize(("change", "reason"), [
-        ({"url": "https://127.0.0.1:1", "retries": 0}, "refused"),
+        ({"url": "https://127.0.0.1:1", "attempts": 0}, "refused"),
         ({"ca_cert": None}, "untrusted"),
         ({"name": "no/slash"}, "invalid_input"),
     ])

@@ -493,13 +493,13 @@ class TestRedaction:
 class TestOptions:
     ARGS: t.ClassVar[dict[str, t.Any]] = {
         "name": NAME, "units": ["a"], "health_url": None, "health_status": "ok", "vault_enabled": False, "token_age_max": 600, "seen": True,
-        "retries": 10, "delay": 2.0, "journal_lines": 40, "commit": True,
+        "attempts": 10, "delay": 2.0, "journal_lines": 40, "commit": True,
     }
 
-    def test_the_whole_wait_is_retries_times_delay(self) -> None:
+    def test_the_whole_wait_is_attempts_times_delay(self) -> None:
         assert gate_options(self.ARGS, check_mode=False).wait == 20.0
 
-    @pytest.mark.parametrize("changes", [{"retries": -1}, {"delay": -0.5}, {"health_url": "127.0.0.1:5000/health"}, {"health_url": "ftp://x/"}])
+    @pytest.mark.parametrize("changes", [{"attempts": -1}, {"delay": -0.5}, {"health_url": "127.0.0.1:5000/health"}, {"health_url": "ftp://x/"}])
     def test_impossible_input_is_refused(self, changes: dict[str, t.Any]) -> None:
         with pytest.raises(InvalidInput):
             gate_options({**self.ARGS, **changes}, check_mode=False)
