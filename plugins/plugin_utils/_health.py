@@ -19,6 +19,7 @@ from ansible_collections.muster.agents.plugins.module_utils._credential_store im
 from ansible_collections.muster.agents.plugins.module_utils._local_probe import Check, worst
 from ansible_collections.muster.agents.plugins.module_utils._receipt import Receipt
 from ansible_collections.muster.agents.plugins.module_utils._secrets import REDACTED, Secret
+from ansible_collections.muster.agents.plugins.plugin_utils import _faults as faults
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import (
     AgentsError,
     GateRed,
@@ -382,7 +383,9 @@ class Gate:
         receipt = self._committed(look.receipt, findings)
         if receipt is None:
             return {"changed": False, "action": "unchanged", "reason": "ok", "msg": f"{options.name} is well, and was committed before."}
+        faults.reach("before_commit")
         self._host.deliver(Delivery(root=self._host.root, expect=look.receipt_digest, receipt=receipt.dump()))
+        faults.reach("after_commit")
         pending = " It still has to be restarted to read its newest files." if receipt.pending_restart else ""
         return {
             "changed": True, "action": "committed", "reason": "ok", "pending_restart": receipt.pending_restart > 0,
