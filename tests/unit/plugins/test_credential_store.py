@@ -257,6 +257,25 @@ def test_a_link_planted_at_the_staging_name_is_reported_and_not_followed(way: Wa
     assert not os.path.lexists(temporary_name(str(target)))
 
 
+def test_a_link_planted_in_the_very_moment_of_staging_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = plant_key(tmp_path / "store")
+    elsewhere = tmp_path / "open.txt"
+    elsewhere.write_bytes(b"")
+    target = str(tmp_path / "agent.env")
+    real_open = os.open
+
+    def late(path: t.Any, flags: int, *rest: t.Any, **options: t.Any) -> int:
+        if path == temporary_name(target):
+            os.symlink(elsewhere, path)
+        return real_open(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", late)
+    with pytest.raises(StoreFailure) as failure:
+        deliver(delivery_of(root, None, files=[StagedFile(target, CANARY)]), _agree)
+    assert failure.value.reason == "not_writable"
+    assert elsewhere.read_bytes() == b""
+
+
 @each_way
 def test_leftovers_are_reported_and_cleared(way: Way, tmp_path: Path) -> None:
     root = plant_key(tmp_path / "store")
@@ -756,7 +775,7 @@ def test_a_script_killed_at_any_step_leaves_a_sound_store(killers: Path, quick: 
             break
         assert done.returncode == -signal.SIGKILL
         deaths += 1
-        site.assert_repeatable(BOTH[step % 2], look, f"step {step}")
+        site.assert_repeatable(BOTH[step % 5 != 0], look, f"step {step}")
         shutil.rmtree(site.folder)
     assert 15 < deaths < 79
 
@@ -774,7 +793,7 @@ def test_the_module_way_killed_at_any_step_leaves_a_sound_store(quick: Path) -> 
             break
         assert os.WIFSIGNALED(status)
         deaths += 1
-        site.assert_repeatable(BOTH[step % 2], look, f"step {step}")
+        site.assert_repeatable(BOTH[step % 5 != 0], look, f"step {step}")
         shutil.rmtree(site.folder)
     assert 30 < deaths < 199
 

@@ -47,7 +47,8 @@ def _look(**changes: t.Any) -> Look:
 def _wanted(**changes: t.Any) -> Wanted:
     values: dict[str, t.Any] = {
         "control_plane": "stacker", "name": NAME, "url": URL, "attempt": "attempt-1",
-        "credential": Credential("id", {"token": TOKEN}), "stored": {"token": TOKEN}, "why": "registered: not_enrolled", "proof": Proof(accepted=True, definite=True, how="notifications"), "server": ServerState("2.0.0", ("1.0",)),
+        "credential": Credential("id", {"token": TOKEN}), "stored": {"token": TOKEN}, "why": "registered: not_enrolled",
+        "proof": Proof(accepted=True, definite=True, how="notifications"), "server": ServerState("2.0.0", ("1.0",)),
         "metadata": "abc", "rendered": (FILE,)}
     return Wanted(**{**values, **changes})
 
