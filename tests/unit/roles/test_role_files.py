@@ -27,6 +27,15 @@ def every_task() -> t.Iterator[tuple[Path, dict[str, t.Any]]]:
             yield file, task
 
 
+def options_by_default(task: dict[str, t.Any], name: str) -> set[str]:
+    """The options that a task's module_defaults give to its module, by group or by name."""
+    shared = load(COLLECTION / "roles" / "agent" / "vars" / "main.yml")
+    defaults = task.get("module_defaults", {})
+    grouped = name in load(COLLECTION / "meta" / "runtime.yml")["action_groups"]["agents"]
+    found = [defaults.get(f"muster.agents.{name}"), defaults.get("group/muster.agents.agents") if grouped else None]
+    return {option for text in found if text for option in shared[text.strip("{} ")]}
+
+
 def ids(file: Path) -> str:
     return str(file.relative_to(COLLECTION))
 
@@ -81,6 +90,6 @@ def test_facts_are_read_only_through_ansible_facts(file: Path) -> None:
     ids=lambda value: value["name"] if isinstance(value, dict) else value.parent.parent.name)
 def test_a_task_gives_its_module_every_option_there_is(file: Path, task: dict[str, t.Any]) -> None:
     (name,) = [name for name in OURS if f"muster.agents.{name}" in task]
-    given, known = set(task[f"muster.agents.{name}"]), set(OURS[name].ARGUMENT_SPEC)
+    given, known = set(task[f"muster.agents.{name}"]) | options_by_default(task, name), set(OURS[name].ARGUMENT_SPEC)
     left_out = {"agent_info": {"name"}, "agent_health": {"commit"}}.get(name, set())
     assert given == known - left_out
