@@ -107,7 +107,7 @@ class Watch:
 
     def _sample(self) -> None:
         own = str(os.getpid())
-        while not self._over.wait(0.002):
+        while not self._over.wait(0.02):
             for pid in os.listdir("/proc"):
                 if pid.isdigit() and pid != own:
                     for name in ("cmdline", "environ"):

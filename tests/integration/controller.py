@@ -78,15 +78,18 @@ class Running:
 
     def members(self) -> list[int]:
         """Every live process of this run, also those that outlived ansible-playbook."""
-        return [pid for pid in _pids() if self._mark in _bytes(pid, "environ").split(b"\0") and _state(pid) not in "ZX"]
+        return [pid for pid in _pids() if self._owns(pid) and _state(pid) not in "ZX"]
 
     def halted(self) -> list[int]:
         """Those that stand still at a fault point."""
-        return [pid for pid in self.members() if _state(pid) == "T"]
+        return [pid for pid in _pids() if _state(pid) == "T" and self._owns(pid)]
+
+    def _owns(self, pid: int) -> bool:
+        return self._mark in _bytes(pid, "environ").split(b"\0")
 
     def wait_halted(self, number: int) -> None:
         """Wait until *number* workers stand still. Fails when the run ends before."""
-        wait_until(lambda: self._process.poll() is not None or len(self.halted()) >= number, _PATIENCE)
+        wait_until(lambda: self._process.poll() is not None or len(self.halted()) >= number, _PATIENCE, 0.1)
         assert len(self.halted()) >= number, self.end().output
 
     def kill(self) -> Play:

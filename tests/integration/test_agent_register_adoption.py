@@ -79,10 +79,8 @@ def actions(agents: Mapping[str, Agent], play: Any) -> dict[str, tuple[str, str]
 
 
 def test_a_host_enrolled_by_the_guides_playbook_is_adopted_with_its_id_and_no_registration(world: World, controller: Controller, tmp_path: Path) -> None:
-    agents = {
-        f"{kind}-{contract}-{way}": Agent(world, contract, tmp_path / f"{kind}-{contract}-{way}", way, vault=kind == "env")
-        for kind in ("env", "json") for contract in CONTRACTS for way in WAYS
-    }
+    cases = (("env", "documented", "fast"), ("env", "shipped", "module"), ("json", "documented", "module"), ("json", "shipped", "fast"))
+    agents = {f"{kind}-{contract}": Agent(world, contract, tmp_path / f"{kind}-{contract}", way, vault=kind == "env") for kind, contract, way in cases}
     controller.run(guide_tasks(tmp_path), {host: guide_variables(agent) for host, agent in agents.items()}).good()
     before = {host: json.loads((agent.directory / "old" / "agent.json").read_text()) for host, agent in agents.items()}
     for server in world.stackers.values():
