@@ -10,7 +10,6 @@ A request that provably never arrived may be sent again; one whose answer was lo
 from __future__ import annotations
 
 import base64
-import binascii
 import email.utils
 import hashlib
 import ipaddress
@@ -56,6 +55,7 @@ _TLS_FLOORS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _RETRIED_STATUS = frozenset({502, 503, 504})
 _PAUSES = (0.1, 0.4, 1.0, 2.0, 4.0)
 _MAX_WAIT = 60.0
+_PIN_PREFIX = r"(?:sha256(?://|:|/))?"
 _MAX_BODY = 4 * 1024 * 1024
 _NO_HOST = re.compile(r"[\s\x00-\x1f\x7f]")
 
@@ -255,17 +255,14 @@ class _Pin:
         """Read the option's value. Raises InvalidInput when it is neither 64 hexadecimal digits nor a base64 SHA-256."""
         if not text:
             return None
-        plain = re.sub(r"\A(?:sha256(?://|:|/))", "", text.strip(), flags=re.IGNORECASE)
-        digits = plain.replace(":", "")
-        if re.fullmatch(r"[0-9A-Fa-f]{64}", digits):
-            return cls(certificate=bytes.fromhex(digits))
-        try:
-            digest = base64.b64decode(plain, validate=True)
-        except (binascii.Error, ValueError):
-            digest = b""
-        if len(digest) != hashlib.sha256().digest_size:
+        hexadecimal = re.fullmatch(rf"{_PIN_PREFIX}((?:[0-9a-f]{{2}}:?){{32}})", text.strip(), re.IGNORECASE)
+        if hexadecimal is not None:
+            return cls(certificate=bytes.fromhex(hexadecimal.group(1).replace(":", "")))
+        # The length is fixed, since a digest may begin with the slash that also ends a prefix.
+        encoded = re.fullmatch(rf"{_PIN_PREFIX}([a-z0-9+/]{{43}}=)", text.strip(), re.IGNORECASE)
+        if encoded is None:
             raise InvalidInput("pin_sha256 is not a SHA-256: give 64 hexadecimal digits of the certificate, or the public key's digest in base64.")
-        return cls(public_key=digest)
+        return cls(public_key=base64.b64decode(encoded.group(1)))
 
     def matches(self, der: bytes) -> bool:
         """Say whether the certificate *der* is the pinned one."""
