@@ -22,6 +22,8 @@ from types import SimpleNamespace
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import example, given
+from hypothesis import strategies as st
 from sockets import Proxy, Sayer, answer_bytes
 
 from ansible_collections.muster.agents.plugins.plugin_utils import _http
@@ -189,6 +191,15 @@ def test_the_right_pin_lets_in(form: str, server: ReferenceServer, pair: KeyPair
     colons = ":".join(digest[index : index + 2] for index in range(0, 64, 2)).upper()
     pin = form.format(hex=digest, upper=digest.upper(), colons=colons, spki=spki)
     assert opened(server.url, pin_sha256=pin).get(HEALTH).status == 200
+
+
+@given(digest=st.binary(min_size=32, max_size=32), prefix=st.sampled_from(["", "sha256:", "sha256/", "sha256//", "SHA256//"]))
+@example(digest=b"\xff" * 32, prefix="sha256/")
+@example(digest=b"\xff" * 32, prefix="sha256//")
+def test_every_digest_is_read_with_every_prefix(digest: bytes, prefix: str) -> None:
+    spki, colons = base64.b64encode(digest).decode(), digest.hex(":").upper()
+    assert _http._Pin.parse(prefix + spki) == _http._Pin(public_key=digest)
+    assert _http._Pin.parse(prefix + digest.hex()) == _http._Pin.parse(prefix + colons) == _http._Pin(certificate=digest)
 
 
 @pytest.mark.parametrize("kind", ["certificate", "key"])

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import string
+import time
 import typing as t
 import uuid
 from collections.abc import Iterator
@@ -41,6 +42,12 @@ NAME = "6c84fb90-12c4-11e1-840d-7b25c5ee775a"
 ENROLMENT = Enrolment(NAME, "1.2.3", ("docker", "logs"), {"os": "linux", "memory_gb": 3.5, "hostname": "edge"})
 
 Start = t.Callable[..., ReferenceServer]
+
+
+class _Watched(Stacker):
+    """The adapter, with the server it talks to."""
+
+    server: ReferenceServer
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +86,12 @@ def server(start: Start, contract: str) -> ReferenceServer:
 @pytest.fixture
 def connect(ca: CertificateAuthority) -> Iterator[t.Callable[..., Stacker]]:
     """Make adapters; their sessions are closed at the end."""
-    made: list[Stacker] = []
+    made: list[_Watched] = []
 
     def one(server: ReferenceServer, bootstrap: Bootstrap | None = None, **transport: t.Any) -> Stacker:
         options = {"ca_cert": str(ca.ca_file), "retries": 0, "timeout": 10.0, **transport}
-        made.append(Stacker(Http(server.url, Transport(**options)), bootstrap or Bootstrap()))
+        made.append(_Watched(Http(server.url, Transport(**options)), bootstrap or Bootstrap()))
+        made[-1].server = server
         return made[-1]
 
     yield one
@@ -104,7 +112,18 @@ def _attempt() -> str:
 
 
 def _register(plane: Stacker, enrolment: Enrolment = ENROLMENT) -> Issued:
-    return plane.register(enrolment, _attempt())
+    """Register, and wait until the server has written the token to its Vault, which it does after it answered."""
+    issued = plane.register(enrolment, _attempt())
+    _await(plane, issued)
+    return issued
+
+
+def _await(plane: Stacker, issued: Issued) -> None:
+    """Ask the control API, which counts nothing. The limit only ends a test that would fail anyway."""
+    deadline = time.monotonic() + 15
+    while not t.cast(_Watched, plane).server.accepts(NAME, issued.credential.secrets["token"].reveal()):
+        assert time.monotonic() < deadline, "the server never accepted what it issued"
+        time.sleep(0.01)
 
 
 def _heartbeat(plane: Stacker, credential: Credential) -> None:
@@ -166,6 +185,7 @@ def test_a_registration_without_a_whole_answer_is_ambiguous_and_can_be_asked_for
         plane.register(ENROLMENT, attempt)
     assert [agent["name"] for agent in server.agents()] == [NAME]
     issued = plane.register(ENROLMENT, attempt)
+    _await(plane, issued)
     assert plane.prove(ENROLMENT, issued.credential).accepted
     assert len(server.agents()) == 1
 
@@ -270,7 +290,7 @@ def test_a_record_that_was_lost_refuses_its_token(server: ReferenceServer, plane
 @shipped
 def test_a_token_that_vault_does_not_hold_yet_is_pending(server: ReferenceServer, plane: Stacker) -> None:
     server.fault("register", "no-vault-write")
-    proof = plane.prove(ENROLMENT, _register(plane).credential)
+    proof = plane.prove(ENROLMENT, plane.register(ENROLMENT, _attempt()).credential)
     assert (proof.accepted, proof.definite, proof.pending) == (False, False, True)
     assert "Vault" in proof.detail
 
