@@ -237,7 +237,8 @@ action:
 reason:
   description:
     - Why, as a stable key. On success one of V(accepted), V(not_enrolled), V(found_on_host), V(vault_credential), V(known_to_control_plane),
-      V(credential_refused), V(name_taken), V(spooled_credential), V(metadata_changed) and V(withdrawn).
+      V(credential_refused), V(name_taken), V(spooled_credential), V(metadata_changed), V(metadata_not_taken) and
+      V(withdrawn).
     - On failure what is wrong, such as V(invalid_input), V(unreachable), V(untrusted), V(bad_bootstrap), V(identity_conflict), V(invalid_request),
       V(throttled), V(ambiguous), V(clock_skew), V(issued_credential_refused), V(busy), V(not_writable), V(disk_full), V(become_failed),
       V(unknown_secret), V(undefined_variable), V(invalid_template), V(invalid_content), or one of those of

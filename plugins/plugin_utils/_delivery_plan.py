@@ -153,7 +153,10 @@ def _differs(found: HostFile | None, item: RenderedFile) -> bool:
 
 def _receipt(look: Look, wanted: Wanted, key: str, generation: int) -> Receipt:
     old = look.receipt
-    base = old if old is not None and old.url == wanted.url else Receipt(wanted.control_plane, wanted.name, wanted.url, "INTENT", wanted.attempt)
+    base = Receipt(wanted.control_plane, wanted.name, wanted.url, "INTENT", wanted.attempt)
+    if old is not None:
+        # Another server knows nothing of the old journal, but the files on this host are ours to withdraw all the same.
+        base = old if old.url == wanted.url else replace(base, files=old.files)
     server = {name: value for name, value in (("version", wanted.server.version), ("api_versions", list(wanted.server.api_versions))) if value}
     leaves = tuple(VaultLeaf(item.path, item.kv_version, item.version, tuple(item.fields)) for item in wanted.changes)
     files = delivered(base.files, wanted.rendered, key)

@@ -326,7 +326,8 @@ class Transaction:
     def _declare(self, look: Look) -> Look:
         """Record the intent for a credential that turned out to be refused: the one case that needs a further visit before the request."""
         intent = Intent(self.attempt, controller_identity(), 0, "reissue")
-        declared = self.parts.host.look((), intent=intent, url=self.parts.plane.http.url, lease=self.order.lease, force=True)
+        takeover = look.held.controller if look.held is not None and holder_is_dead(look.held.controller) else ""
+        declared = self.parts.host.look((), intent=intent, url=self.parts.plane.http.url, lease=self.order.lease, force=True, takeover=takeover)
         require_free(declared, self.parts.host.root)
         return replace(look, intent=declared.intent, held=declared.held)
 
@@ -488,7 +489,9 @@ class Transaction:
         if self.order.check_mode:
             return refreshed
         issued = self.parts.plane.refresh_metadata(self.enrolment, self.attempt)
-        if issued is None or issued.credential == held.candidate.credential:
+        if issued is None:
+            return replace(held, reason="metadata_not_taken", metadata_sent=True)
+        if issued.credential == held.candidate.credential:
             return refreshed
         self.parts.spool.keep(issued.credential, held.candidate.extra)
         proof = self.parts.plane.prove(self.enrolment, issued.credential)

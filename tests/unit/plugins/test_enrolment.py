@@ -302,7 +302,8 @@ def test_new_metadata_is_told_once(world: World) -> None:
     newer = replace(world.order.enrolment, version="1.1.0")
     assert world.run(enrolment=newer, check_mode=True).action == "refreshed"
     assert world.plane.refreshed == []
-    assert world.run(enrolment=newer).action == "refreshed"
+    told = world.run(enrolment=newer)
+    assert (told.action, told.reason) == ("delivered", "metadata_not_taken")
     assert world.run(enrolment=newer).action == "unchanged"
     assert world.plane.refreshed == ["1.1.0"]
 
