@@ -24,6 +24,7 @@ import warnings
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret, redact
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import (
     Ambiguous,
     InvalidInput,
@@ -57,6 +58,8 @@ _PAUSES = (0.1, 0.4, 1.0, 2.0, 4.0)
 _MAX_WAIT = 60.0
 _PIN_PREFIX = r"(?:sha256(?://|:|/))?"
 _MAX_BODY = 4 * 1024 * 1024
+_SECRET_NAME = re.compile(r"authorization|password|secret|token", re.IGNORECASE)
+_SHORTEST_SECRET = 4
 _NO_HOST = re.compile(r"[\s\x00-\x1f\x7f]")
 
 
@@ -90,11 +93,12 @@ class Transport:
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer. *text* is kept out of repr, since it may hold a credential."""
+    """An HTTP answer. *text* is kept out of repr, since it may hold a credential; *sent* are the secrets of the request, which a server may repeat."""
 
     status: int
     headers: t.Mapping[str, str]
     text: str = field(repr=False)
+    sent: tuple[Secret, ...] = field(default=(), repr=False)
 
     @property
     def json(self) -> t.Any:
@@ -106,14 +110,14 @@ class Answer:
 
     @property
     def message(self) -> str:
-        """The server's own words for a failure (JSON ``message``/``error``/``msg`` or short plain text), at most 200 characters."""
+        """The server's own words for a failure (JSON ``message``, ``error``, ``msg`` or plain text), at most 200 characters, less our secrets."""
         document = self.json
         if isinstance(document, dict):
             for key in ("message", "error", "msg"):
                 if isinstance(document.get(key), str):
-                    return _one_line(document[key])
+                    return _one_line(redact(document[key], self.sent))
             return ""
-        return _one_line(self.text) if self.headers.get("content-type", "text/plain").startswith("text/plain") else ""
+        return _one_line(redact(self.text, self.sent)) if self.headers.get("content-type", "text/plain").startswith("text/plain") else ""
 
 
 def check_url(url: str, *, option: str, allow_plaintext: bool) -> str:
@@ -211,7 +215,9 @@ class Http:
         except (requests.RequestException, Urllib3Error, OSError) as error:
             raise self._failure(error, read=read) from None
         self._note_clock(response.headers.get("Date"), before)
-        return Answer(response.status_code, {key.lower(): value for key, value in response.headers.items()}, body.decode("utf-8", "replace"))
+        return Answer(
+            response.status_code, {key.lower(): value for key, value in response.headers.items()}, body.decode("utf-8", "replace"),
+            _secrets_sent(headers or {}, json_body))
 
     def _note_clock(self, date: str | None, before: float) -> None:
         if not date:
@@ -404,6 +410,13 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _secrets_sent(headers: t.Mapping[str, str], body: t.Any) -> tuple[Secret, ...]:
+    """Return what a request carries under the name of a secret, in its headers or at the top of its JSON body."""
+    named = [(name, str(value).rpartition(" ")[2]) for name, value in headers.items()]
+    named += [(str(name), value) for name, value in body.items() if isinstance(value, str)] if isinstance(body, dict) else []
+    return tuple(Secret(value) for name, value in named if len(value) >= _SHORTEST_SECRET and _SECRET_NAME.search(name))
 
 
 def _one_line(text: str) -> str:

@@ -10,6 +10,7 @@ import base64
 import datetime
 import email.utils
 import hashlib
+import json
 import socket
 import ssl
 import time
@@ -348,6 +349,18 @@ def test_a_faulty_gateway_is_asked_again_by_reads_alone(status: int, server: Ref
     assert opened(server.url, retries=3).send("POST", REGISTER, json_body=BODY).status == status
     assert pauses == [0.1, 0.4]
     assert server.agents() == []
+
+
+def test_a_server_that_repeats_a_secret_does_not_make_us_show_it(server: ReferenceServer, opened: Open) -> None:
+    server.fault("any", "status", times=None, status=403, body=json.dumps({"message": f"no such user {CANARY} with {CANARY}-2"}))
+    http = opened(server.url)
+    answers = [
+        http.send("POST", REGISTER, json_body=BODY, headers={"Authorization": f"Bearer {CANARY}"}),
+        http.send("POST", REGISTER, json_body={**BODY, "password": CANARY}),
+        http.get(HEALTH, headers={"X-Vault-Token": CANARY}),
+    ]
+    assert [answer.message for answer in answers] == ["no such user <secret> with <secret>-2"] * 3
+    assert CANARY not in repr(answers)
 
 
 def test_repeating_ends(server: ReferenceServer, opened: Open, pauses: list[float]) -> None:
