@@ -184,7 +184,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
     return CertificateAuthority(tmp_path_factory.mktemp("ca"))
 
 
-@pytest.fixture(scope="module", params=["documented", "shipped"])
+@pytest.fixture(scope="module", params=["documented", pytest.param("shipped", marks=pytest.mark.thorough)])
 def server(request: pytest.FixtureRequest, fleet: Fleet, authority: CertificateAuthority) -> Iterator[tuple[str, ReferenceServer]]:
     """The control plane in one contract, on loopback for the controller and on the gateway for the host."""
     pair = authority.server("control", ("127.0.0.1", GATEWAY))
@@ -242,6 +242,7 @@ def test_a_good_agent_is_committed_once_and_never_again(agent: Deployment) -> No
     assert agent.token not in agent.output
 
 
+@pytest.mark.thorough
 def test_the_proof_itself_is_no_sign_of_life(newcomer: Deployment) -> None:
     newcomer.start(commands=dict.fromkeys(UNITS[newcomer.contract], "/usr/bin/sleep 600"))
     result = newcomer.gate(health_url=None, attempts=4)
@@ -250,6 +251,7 @@ def test_the_proof_itself_is_no_sign_of_life(newcomer: Deployment) -> None:
     assert newcomer.server.agent(newcomer.name)["last_heartbeat"] is None
 
 
+@pytest.mark.thorough
 def test_a_heartbeat_from_before_the_restart_does_not_count(agent: Deployment) -> None:
     agent.start()
     assert agent.gate()["reason"] == "ok"
@@ -263,6 +265,7 @@ def test_a_heartbeat_from_before_the_restart_does_not_count(agent: Deployment) -
     assert (result["previously_committed"], agent.receipt["phase"], agent.receipt["history"][-1]["why"]) == (True, "COMMITTED", "unhealthy: not_seen")
 
 
+@pytest.mark.thorough
 def test_a_servers_wrong_clock_changes_nothing(agent: Deployment) -> None:
     agent.server.clock(240)
     agent.start()
@@ -298,6 +301,7 @@ def test_a_broken_agent_is_red_with_its_reason_and_its_journal(agent: Deployment
     assert agent.receipt["phase"] == "STORED"
 
 
+@pytest.mark.thorough
 def test_an_agent_with_a_spoilt_token_is_not_seen(newcomer: Deployment) -> None:
     newcomer.start("badtoken")
     result = newcomer.gate(attempts=6)
@@ -313,6 +317,7 @@ def test_a_credential_that_the_server_refuses_is_red(newcomer: Deployment) -> No
     assert "agent_register" in result["msg"]
 
 
+@pytest.mark.thorough
 def test_a_server_that_is_away_for_a_moment_is_waited_for(agent: Deployment) -> None:
     agent.start()
     agent.server.fault("notifications", "refuse", times=2)
@@ -320,6 +325,7 @@ def test_a_server_that_is_away_for_a_moment_is_waited_for(agent: Deployment) -> 
     assert agent.gate()["reason"] == "ok"
 
 
+@pytest.mark.thorough
 def test_a_stopped_unit_and_a_missing_one_are_told_apart(agent: Deployment) -> None:
     assert agent.gate()["reason"] == "unit_not_found"
     agent.start()
@@ -329,6 +335,7 @@ def test_a_stopped_unit_and_a_missing_one_are_told_apart(agent: Deployment) -> N
     assert agent.gate()["reason"] == "unit_masked"
 
 
+@pytest.mark.thorough
 def test_a_taken_port_explains_the_agent_that_cannot_listen(agent: Deployment) -> None:
     squatter = "/usr/bin/python3 -m http.server --bind 127.0.0.1 5000"
     agent.write("/etc/systemd/system/squatter.service", UNIT.replace("EnvironmentFile=/opt/agent/.env\n", "") % {"command": squatter, "restart": "no"})
@@ -353,6 +360,7 @@ def test_no_secret_is_shown_even_when_the_agent_logs_it(agent: Deployment) -> No
         assert agent.token[4:40] not in text
 
 
+@pytest.mark.thorough
 def test_the_module_way_commits_too(agent: Deployment) -> None:
     agent.start()
     assert agent.gate(delivery="module")["action"] == "committed"
@@ -379,7 +387,7 @@ class TestInfo:
         assert (result["reason"], result["agents"]) == ("not_found", [])
 
     @pytest.mark.parametrize(("change", "reason"), [
-        ({"url": "https://127.0.0.1:1", "attempts": 0}, "refused"),
+        ({"url": "https://127.0.0.1:1", "retries": 0}, "refused"),
         ({"ca_cert": None}, "untrusted"),
         ({"name": "no/slash"}, "invalid_input"),
     ])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,16 @@ CRASHES = [
 
 
 @dataclass(frozen=True)
+class _Unparametrized:
+    """Stands for the parameters of a test that has none."""
+
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+_NOTHING = _Unparametrized()
+
+
+@dataclass(frozen=True)
 class Recovered:
     """All crashes, the plain run after each, the run after that, and what that last one changed anywhere."""
 
@@ -43,7 +53,7 @@ class Recovered:
 
 
 @pytest.fixture(scope="module")
-def recovered(_shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Recovered:
+def recovered(request: pytest.FixtureRequest, _shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Recovered:
     """Each enrolment is ended at its point, all contracts and ways at once; then one plain run takes all of them on.
 
     A killed run is taken on by the same control node, a failed one by another, to which the first one's spool is lost.
@@ -51,7 +61,8 @@ def recovered(_shared_world: World, tmp_path_factory: pytest.TempPathFactory) ->
     world, directory = _shared_world, tmp_path_factory.mktemp("crashes")
     world.quiet()
     nodes = {"kill": Controller(directory / "node"), "raise": Controller(directory / "lost-node")}
-    agents = {host: Agent(world, *_contract_and_way(host, directory), vault=True, policy=True) for host in CRASHES}
+    chosen = _chosen(request.session.items)
+    agents = {host: Agent(world, *_contract_and_way(host, directory), vault=True, policy=True) for host in CRASHES if host in chosen}
 
     def crash(point: str, end: str) -> Play:
         mine = {host: agent for host, agent in agents.items() if host.startswith(f"{point}-{end}-")}
@@ -64,9 +75,9 @@ def recovered(_shared_world: World, tmp_path_factory: pytest.TempPathFactory) ->
         return running.kill()
 
     with ThreadPoolExecutor(2) as pool:
-        pairs = list(itertools.product(POINTS, ENDS))
+        pairs = sorted({(host.split("-")[0], host.split("-")[1]) for host in agents})
         plays = dict(zip(pairs, pool.map(lambda pair: crash(*pair), pairs)))
-    crashed = {host: plays[host.split("-")[0], host.split("-")[1]] for host in CRASHES}
+    crashed = {host: plays[host.split("-")[0], host.split("-")[1]] for host in agents}
     other = Controller(directory / "other-node")
     plain = {}
     for end, node in (("kill", nodes["kill"]), ("raise", other)):
@@ -78,12 +89,17 @@ def recovered(_shared_world: World, tmp_path_factory: pytest.TempPathFactory) ->
     return Recovered(agents, crashed, plain, again, world.mutations(), nodes["kill"].spool + other.spool)
 
 
+def _chosen(items: list[pytest.Item]) -> set[str]:
+    """The crashes that this run of the tests asks for."""
+    return {item.callspec.params["host"] for item in items if isinstance(item, pytest.Function) and "host" in getattr(item, "callspec", _NOTHING).params}
+
+
 def _contract_and_way(host: str, directory: Path) -> tuple[str, Path, str]:
     _point, _end, contract, way = host.split("-")
     return contract, directory / host, way
 
 
-@pytest.mark.parametrize("host", CRASHES)
+@pytest.mark.parametrize("host", [pytest.param(host, marks=pytest.mark.thorough if host.endswith("-module") else ()) for host in CRASHES])
 def test_a_run_that_dies_anywhere_is_finished_by_the_next_one_with_one_live_record(host: str, recovered: Recovered) -> None:
     crashed = recovered.crashed[host]
     if "-raise-" in host:
