@@ -22,6 +22,7 @@ from ansible_collections.muster.agents.plugins.plugin_utils._rendering import Re
 from ansible_collections.muster.agents.plugins.plugin_utils._spool import Spool
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault, agent_token_policy, vault_paths
 from ansible_collections.muster.agents.plugins.plugin_utils._withdrawal import withdraw
+from ansible_collections.muster.agents.plugins.plugin_utils.control_planes import ADAPTERS
 
 __all__ = ["register", "spool_directory"]
 
@@ -47,7 +48,7 @@ def spool_directory() -> str:
 def _order(action: ActionBase, args: t.Mapping[str, t.Any]) -> Order:
     paths = vault_paths(args.get("vault_paths")) if args.get("vault") else ()
     policy = agent_token_policy(args, control_plane=args["control_plane"], name=args["name"], paths=[item.path for item in paths])
-    reserved = ("token", "agent_id", *((policy.secret,) if policy is not None else ()))
+    reserved = (*ADAPTERS[args["control_plane"]].secret_names, "agent_id", *((policy.secret,) if policy is not None else ()))
     return Order(
         enrolment=enrolment(args), secrets=user_secrets(args, reserved=reserved), vault_paths=paths, policy=policy,
         old_places=old_places(args.get("adopt_from")), settle_timeout=args["settle_timeout"], lease=args["lease"], adopt=args["adopt"],

@@ -106,6 +106,6 @@ def _left_in_vault(order: Order, parts: Parts, look: Look) -> tuple[str, ...]:
     if parts.vault is None and look.receipt is not None and look.receipt.vault:
         places = ", ".join(leaf.path for leaf in look.receipt.vault)
         return (f"Vault entries {places} at {look.receipt.vault_url}: give vault and vault_paths to remove them.",)
-    if parts.vault is not None and urlsplit(parts.vault_url).hostname in _LOOPBACK:
-        return (f"Vault is at {parts.vault_url}: a Stacker server that reaches its Vault by loopback stops checking tokens of removed entries.",)
+    if parts.vault is not None and parts.plane.loopback_vault_warning and urlsplit(parts.vault_url).hostname in _LOOPBACK:
+        return (f"Vault is at {parts.vault_url}: {parts.plane.loopback_vault_warning}",)
     return ()

@@ -203,6 +203,7 @@ class ControlPlane(ABC):
 
     key: its name in options. secret_names: the secrets it issues. api_versions: those that its agents speak, empty when it names none.
     vault_companions: fields that the server itself writes beside a credential in Vault, which mean nothing without it.
+    loopback_vault_warning: what a withdrawal has to say when Vault is on loopback, empty for nothing.
     """
 
     key: t.ClassVar[str]
@@ -211,6 +212,7 @@ class ControlPlane(ABC):
     secret_names: t.ClassVar[tuple[str, ...]]
     api_versions: t.ClassVar[frozenset[str]] = frozenset()
     vault_companions: t.ClassVar[tuple[str, ...]] = ()
+    loopback_vault_warning: t.ClassVar[str] = ""
 
     def __init__(self, http: Http, bootstrap: Bootstrap) -> None:
         self.http = http

@@ -67,6 +67,7 @@ class Stacker(ControlPlane):
     secret_names = ("token",)
     api_versions = frozenset({"1.0"})
     vault_companions = ("deployment_hash",)
+    loopback_vault_warning = "a Stacker server that reaches its Vault by loopback stops checking tokens of removed entries."
 
     def check(self, enrolment: Enrolment) -> None:
         """Raise InvalidInput for what the guide or the server's database would refuse."""
