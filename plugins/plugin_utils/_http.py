@@ -10,6 +10,7 @@ A request that provably never arrived may be sent again; one whose answer was lo
 from __future__ import annotations
 
 import base64
+import contextlib
 import email.utils
 import hashlib
 import ipaddress
@@ -22,18 +23,23 @@ import traceback
 import typing as t
 import warnings
 from dataclasses import dataclass, field
+from http.cookiejar import DefaultCookiePolicy
+from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret, redact
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import (
     Ambiguous,
     InvalidInput,
+    InvalidRequest,
     MissingLibrary,
     ServerFault,
     Throttled,
     Unreachable,
     Untrusted,
 )
+from ansible_collections.muster.agents.plugins.plugin_utils._pacing import Pacer
+from ansible_collections.muster.agents.plugins.plugin_utils._shared_state import SharedDocument
 
 try:
     import requests
@@ -55,7 +61,10 @@ __all__ = ["Answer", "Http", "Transport", "check_url", "require_library"]
 _TLS_FLOORS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _RETRIED_STATUS = frozenset({502, 503, 504})
 _PAUSES = (0.1, 0.4, 1.0, 2.0, 4.0)
-_MAX_WAIT = 60.0
+_MAX_WAIT = 60.0  # seconds that one Retry-After may ask for
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_BODY_TIMEOUTS = 6  # an answer may take this many read timeouts in all: one that drips without end is cut off
+_CHUNK = 65536
 _PIN_PREFIX = r"(?:sha256(?://|:|/))?"
 _MAX_BODY = 4 * 1024 * 1024
 _SECRET_NAME = re.compile(r"authorization|password|secret|token", re.IGNORECASE)
@@ -76,6 +85,7 @@ class Transport:
     """How to reach a server. timeout is in seconds, for connecting and for each read; retries counts further tries of what is safe to repeat.
 
     pin_sha256: SHA-256 of the server's certificate in hexadecimal (colons allowed) or of its public key (SPKI) in base64, as in RFC 7469.
+    patience: seconds after which a server that keeps asking to wait has failed. redirects: whether a redirect is an answer; it is never followed.
     """
 
     ca_cert: str = ""
@@ -89,16 +99,22 @@ class Transport:
     timeout: float = 10.0
     retries: int = 3
     allow_plaintext: bool = False
+    patience: float = 900.0
+    redirects: bool = False
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer. *text* is kept out of repr, since it may hold a credential; *sent* are the secrets of the request, which a server may repeat."""
+    """An HTTP answer. *text* is kept out of repr, since it may hold a credential; *sent* are the secrets of the request, which a server may repeat.
+
+    *cookies* are those that this answer sets; none is ever sent back by itself.
+    """
 
     status: int
     headers: t.Mapping[str, str]
     text: str = field(repr=False)
     sent: tuple[Secret, ...] = field(default=(), repr=False)
+    cookies: t.Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def json(self) -> t.Any:
@@ -146,14 +162,18 @@ def check_url(url: str, *, option: str, allow_plaintext: bool) -> str:
 class Http:
     """A keep-alive session to one server. Not shared between threads."""
 
-    def __init__(self, url: str, transport: Transport, *, option: str = "url", headers: t.Mapping[str, str] | None = None) -> None:
-        """Check *url* and the TLS options; nothing is sent. Raises InvalidInput or MissingLibrary."""
+    def __init__(
+        self, url: str, transport: Transport, *, option: str = "url", headers: t.Mapping[str, str] | None = None, pacer: Pacer | None = None,
+    ) -> None:
+        """Check *url* and the TLS options; nothing is sent. *pacer* is shared by the forks. Raises InvalidInput or MissingLibrary."""
         require_library()
+        self.pacer = pacer or Pacer(SharedDocument(""), {})
         self.url = check_url(url, option=option, allow_plaintext=transport.allow_plaintext)
         self.transport = transport
         self.clock_skew: float | None = None
         self._session = requests.Session()
         self._session.trust_env = False
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._session.verify = transport.validate_certs
         if not transport.validate_certs:
             warnings.filterwarnings("ignore", category=InsecureRequestWarning)
@@ -162,62 +182,97 @@ class Http:
         if self.url.startswith("https:"):
             self._session.mount("https://", _TlsAdapter(_tls_context(transport), _Pin.parse(transport.pin_sha256)))
 
-    def get(self, path: str, *, params: t.Mapping[str, t.Any] | None = None, headers: t.Mapping[str, str] | None = None) -> Answer:
-        """Read *path*; safe to repeat, so faults and throttling are retried. Raises Unreachable, Untrusted, ServerFault or Throttled."""
-        return self._tried("GET", path, read=True, params=params, headers=headers)
+    def get(
+        self, path: str, *, params: t.Mapping[str, t.Any] | None = None, headers: t.Mapping[str, str] | None = None, bucket: str = "",
+    ) -> Answer:
+        """Read *path*; safe to repeat, so faults and throttling are retried. *bucket* is the pace that it counts towards.
+
+        Raises Unreachable, Untrusted, ServerFault, Throttled, or InvalidRequest for a redirect, which is never followed.
+        """
+        return self._tried("GET", path, read=True, bucket=bucket, params=params, headers=headers)
 
     def send(
-        self, method: str, path: str, *, json_body: t.Any = None, headers: t.Mapping[str, str] | None = None, read: bool = False,
+        self, method: str, path: str, *, json_body: t.Any = None, form: t.Mapping[str, str] | None = None, headers: t.Mapping[str, str] | None = None,
+        read: bool = False, bucket: str = "",
     ) -> Answer:
-        """Send a request that may change something. Raises Ambiguous when it may have been carried out; *read* marks a harmless one."""
-        return self._tried(method, path, read=read, json_body=json_body, headers=headers)
+        """Send a request that may change something, with a JSON body or a *form*. *read* marks a harmless one; *bucket* as for get.
+
+        Raises as get does, and Ambiguous when it may have been carried out.
+        """
+        return self._tried(method, path, read=read, bucket=bucket, json_body=json_body, form=form, headers=headers)
 
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
 
-    def _tried(self, method: str, path: str, *, read: bool, **request: t.Any) -> Answer:
+    def _tried(self, method: str, path: str, *, read: bool, bucket: str, **request: t.Any) -> Answer:
         pauses = iter((_PAUSES * 4)[: max(0, self.transport.retries)])
+        patient = self.transport.retries > 0
+        waited = 0.0
         while True:
-            pause = next(pauses, None)
+            delay = self.pacer.delay(bucket)
+            if delay > 0:
+                time.sleep(delay)
             try:
                 answer = self._once(method, path, read=read, **request)
             except (Unreachable, ServerFault):
+                pause = next(pauses, None)
                 if pause is None:
                     raise
                 time.sleep(pause)
                 continue
             if answer.status == 429:
                 wait = _retry_after(answer)
-                if pause is None or wait > _MAX_WAIT:
+                waited += max(wait, _PAUSES[0])
+                if not patient or wait > _MAX_WAIT or waited > self.transport.patience:
                     raise Throttled(f"{self.url} asks to wait {wait:.0f} seconds before the next request.", retry_after=wait)
-                time.sleep(max(wait, pause))
+                self.pacer.refused(bucket, max(wait, _PAUSES[0]))
                 continue
-            if read and answer.status in _RETRIED_STATUS and pause is not None:
+            if answer.status in _REDIRECTS and not self.transport.redirects:
+                raise self._redirected(answer)
+            pause = next(pauses, None) if read and answer.status in _RETRIED_STATUS else None
+            if pause is not None:
                 time.sleep(pause)
                 continue
             return answer
 
+    def _redirected(self, answer: Answer) -> InvalidRequest:
+        target = urlsplit(answer.headers.get("location", ""))
+        where = f"{target.scheme}://{target.netloc}" if target.netloc else "another path"
+        return InvalidRequest(
+            f"{self.url} redirects to {where}: credentials are not sent along. Give the address of the control plane itself.", reason="redirected")
+
     def _once(
         self, method: str, path: str, *, read: bool, params: t.Mapping[str, t.Any] | None = None, json_body: t.Any = None,
-        headers: t.Mapping[str, str] | None = None,
+        form: t.Mapping[str, str] | None = None, headers: t.Mapping[str, str] | None = None,
     ) -> Answer:
         before = time.time()
         try:
             response = self._session.request(
-                method, self.url + path, params=params, json=json_body, headers=headers, timeout=self.transport.timeout,
+                method, self.url + path, params=params, json=json_body, data=form, headers=headers, timeout=self.transport.timeout,
                 allow_redirects=False, stream=True)
-            body = response.raw.read(_MAX_BODY, decode_content=True)
-            if len(body) >= _MAX_BODY:
-                fault = ServerFault if read else Ambiguous
-                raise fault(f"{self.url} sent more than {_MAX_BODY} bytes: this is not the control plane it should be.")
+            body = self._body(response, ServerFault if read else Ambiguous)
             response.close()
         except (requests.RequestException, Urllib3Error, OSError) as error:
             raise self._failure(error, read=read) from None
         self._note_clock(response.headers.get("Date"), before)
         return Answer(
             response.status_code, {key.lower(): value for key, value in response.headers.items()}, body.decode("utf-8", "replace"),
-            _secrets_sent(headers or {}, json_body))
+            _secrets_sent(headers or {}, json_body if json_body is not None else dict(form or {})), _cookies(response))
+
+    def _body(self, response: t.Any, fault: type[ServerFault] | type[Ambiguous]) -> bytes:
+        """Read the whole body. Raises *fault* when it is too long, or drips for longer than any answer should take."""
+        parts: list[bytes] = []
+        size = 0
+        deadline = time.monotonic() + _BODY_TIMEOUTS * self.transport.timeout
+        while chunk := response.raw.read1(_CHUNK, decode_content=True):
+            parts.append(chunk)
+            size += len(chunk)
+            if size >= _MAX_BODY:
+                raise fault(f"{self.url} sent more than {_MAX_BODY} bytes: this is not the control plane it should be.")
+            if time.monotonic() > deadline:
+                raise fault(f"{self.url} was still sending after {_BODY_TIMEOUTS * self.transport.timeout:g} s: its answer has no end.")
+        return b"".join(parts)
 
     def _note_clock(self, date: str | None, before: float) -> None:
         if not date:
@@ -417,6 +472,15 @@ def _secrets_sent(headers: t.Mapping[str, str], body: t.Any) -> tuple[Secret, ..
     named = [(name, str(value).rpartition(" ")[2]) for name, value in headers.items()]
     named += [(str(name), value) for name, value in body.items() if isinstance(value, str)] if isinstance(body, dict) else []
     return tuple(Secret(value) for name, value in named if len(value) >= _SHORTEST_SECRET and _SECRET_NAME.search(name))
+
+
+def _cookies(response: t.Any) -> dict[str, str]:
+    """Return the cookies that an answer sets, by name."""
+    jar: SimpleCookie = SimpleCookie()
+    for line in response.raw.headers.getlist("Set-Cookie"):
+        with contextlib.suppress(CookieError):
+            jar.load(line)
+    return {name: morsel.value for name, morsel in jar.items()}
 
 
 def _one_line(text: str) -> str:

@@ -12,6 +12,9 @@ import typing as t
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret, register_with_core
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import InvalidInput
 from ansible_collections.muster.agents.plugins.plugin_utils._http import Http, Transport
+from ansible_collections.muster.agents.plugins.plugin_utils._pacing import Pacer
+from ansible_collections.muster.agents.plugins.plugin_utils._sessions import Sessions
+from ansible_collections.muster.agents.plugins.plugin_utils._shared_state import SharedDocument, state_directory
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes import ADAPTERS
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Bootstrap, ControlPlane, Enrolment
 
@@ -86,7 +89,9 @@ def enrolment(args: t.Mapping[str, t.Any]) -> Enrolment:
 def control_plane(args: t.Mapping[str, t.Any]) -> ControlPlane:
     """Return the adapter for the chosen control plane with its session; nothing is sent yet. Raises InvalidInput or MissingLibrary."""
     adapter = ADAPTERS[args["control_plane"]]
-    return adapter(Http(args["url"], transport(args)), bootstrap(args))
+    pacer = Pacer(SharedDocument(state_directory("pacing"), args["url"]), adapter.capabilities.paces)
+    http = Http(args["url"], transport(args), pacer=pacer)
+    return adapter(http, bootstrap(args), Sessions(state_directory("sessions"), http.url))
 
 
 def _from_file(path: str, option: str) -> Secret:

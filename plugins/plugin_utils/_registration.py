@@ -6,10 +6,8 @@
 
 from __future__ import annotations
 
-import os
 import typing as t
 
-from ansible import constants as core_constants
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
@@ -19,12 +17,13 @@ from ansible_collections.muster.agents.plugins.plugin_utils._host import Host
 from ansible_collections.muster.agents.plugins.plugin_utils._identity import Gathering
 from ansible_collections.muster.agents.plugins.plugin_utils._options import control_plane, enrolment, user_secrets
 from ansible_collections.muster.agents.plugins.plugin_utils._rendering import RenderedFile, render
+from ansible_collections.muster.agents.plugins.plugin_utils._shared_state import state_directory
 from ansible_collections.muster.agents.plugins.plugin_utils._spool import Spool
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault, agent_token_policy, vault_paths
 from ansible_collections.muster.agents.plugins.plugin_utils._withdrawal import withdraw
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes import ADAPTERS
 
-__all__ = ["register", "spool_directory"]
+__all__ = ["register"]
 
 
 def register(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
@@ -38,11 +37,6 @@ def register(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mappi
         parts.plane.http.close()
         if parts.vault is not None:
             parts.vault.close()
-
-
-def spool_directory() -> str:
-    """Return where issued credentials wait on the controller: below Ansible's home, which belongs to the user who runs it."""
-    return os.path.join(core_constants.config.get_config_value("ANSIBLE_HOME"), "muster", "spool")
 
 
 def _order(action: ActionBase, args: t.Mapping[str, t.Any]) -> Order:
@@ -65,7 +59,7 @@ def _parts(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mapping
 
     return Parts(
         plane=plane, host=Host(action, task_vars, store=args["store"], control_plane=args["control_plane"], name=args["name"], delivery=args["delivery"]),
-        spool=Spool(spool_directory(), plane.http.url, args["name"]), render=rendered, file_paths=tuple(item["path"] for item in files),
+        spool=Spool(state_directory("spool"), plane.http.url, args["name"]), render=rendered, file_paths=tuple(item["path"] for item in files),
         vault=Vault(args["vault"]) if args.get("vault") else None, vault_url=args["vault"]["url"] if args.get("vault") else "")
 
 

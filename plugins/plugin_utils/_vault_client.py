@@ -15,6 +15,7 @@ import functools
 import re
 import traceback
 import typing as t
+from dataclasses import replace
 
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret, redact
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import (
@@ -43,6 +44,7 @@ __all__ = ["AnswerLost", "Refusal", "VaultClient", "checked_path"]
 _HARMLESS = re.compile(r"sys/(?:capabilities-self|wrapping/lookup)|auth/token/(?:lookup|renew-self)")
 # Requests whose 403 says something else than "this token may not do that".
 _NOT_ABOUT_OUR_TOKEN = re.compile(r"sys/wrapping/.*|auth/(?!token/).*/login(?:/.*)?|auth/token/lookup-self|sys/seal-status")
+_PATIENCE = 5.0  # seconds that a request waits for a quota in all
 _UNCERTAIN_STATUS = frozenset({500, 502, 504})
 _CAPABILITY = {"GET": "read", "POST": "update", "PUT": "update", "DELETE": "delete"}
 # Printable ASCII without blanks and without what a URL or an ACL policy would read as syntax.
@@ -90,7 +92,8 @@ class VaultClient:
                 "into the environment that runs ansible-playbook.", traceback=IMPORT_ERROR)
         self.url = check_url(url, option="vault.url", allow_plaintext=transport.allow_plaintext)
         try:
-            self._http = Http(self.url, transport)
+            # A standby redirects to the active node, which is told as such; a quota that lasts is the operator's to lift.
+            self._http = Http(self.url, replace(transport, patience=_PATIENCE, redirects=True))
         except InvalidInput as error:
             raise InvalidInput(f"vault.{error.msg}") from None
         self._known: list[Secret] = []

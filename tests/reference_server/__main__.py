@@ -13,7 +13,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from aiohttp import web
@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
     result = argparse.ArgumentParser(prog="reference_server", description="Control planes for tests, as documented and as shipped.")
     result.add_argument("--contract", choices=("documented", "shipped"), required=True)
+    result.add_argument("--plane", action="append", choices=[name for name, _add, _build in PLANES], help="repeatable: serve only these (default: all)")
     result.add_argument("--listen", action="append", metavar="HOST:PORT", help="repeatable; port 0 takes any (default: 127.0.0.1:0)")
     result.add_argument("--tls-cert", metavar="FILE", help="certificate chain, PEM; without it the server speaks plain HTTP")
     result.add_argument("--tls-key", metavar="FILE")
@@ -119,9 +120,9 @@ def _bound(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _announce(path: str | None, urls: list[str], control: str) -> None:
+def _announce(path: str | None, urls: list[str], control: str, addresses: Mapping[str, str]) -> None:
     """Write the ready file in one step, and say the same on stdout."""
-    text = json.dumps({"urls": urls, "control": control})
+    text = json.dumps({"urls": urls, "control": control, "addresses": dict(addresses)})
     if path:
         beside = Path(f"{path}.{os.getpid()}.tmp")
         beside.write_text(text, encoding="utf-8")
@@ -138,9 +139,10 @@ async def serve(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     database = Database(arguments.state)
-    counters = Counters([name for name, _add, _build in PLANES])
+    chosen = [plane for plane in PLANES if arguments.plane is None or plane[0] in arguments.plane]
+    counters = Counters([name for name, _add, _build in chosen])
     shared = Shared(Clock(), database, FaultBoard(), counters, Replays(database), Journal(arguments.log))
-    planes = [build(arguments, shared) for _name, _add, build in PLANES]
+    planes = [build(arguments, shared) for _name, _add, build in chosen]
     service = Service(planes, shared, arguments.releases)
     public = web.AppRunner(service.application(), access_log=None, shutdown_timeout=1.0)
     await public.setup()
@@ -148,10 +150,11 @@ async def serve(arguments: argparse.Namespace) -> None:
     control = web.AppRunner(control_application(service, listeners.gate), access_log=None, shutdown_timeout=1.0)
     await control.setup()
     try:
+        own = {name: address for plane in planes for name, address in (await plane.start()).items()}
         await listeners.gate(True)
         controls = _Listeners(control, [control_address], None)
         await controls.gate(True)
-        _announce(arguments.ready_file, listeners.urls(), controls.urls()[0])
+        _announce(arguments.ready_file, listeners.urls(), controls.urls()[0], own)
         await stop.wait()
     finally:
         for plane in planes:

@@ -94,9 +94,9 @@ class Control:
         """Start counting from zero."""
         self.call("POST", "/counters/reset")
 
-    def agents(self) -> list[dict[str, Any]]:
-        """Every record the control plane has, without secrets."""
-        agents: list[dict[str, Any]] = self.call("GET", "/agents")
+    def agents(self, plane: str | None = None) -> list[dict[str, Any]]:
+        """Every record the server has (of one *plane*, where one is named), without secrets."""
+        agents: list[dict[str, Any]] = self.call("GET", "/agents" if plane is None else f"/agents?control_plane={plane}")
         return agents
 
     def agent(self, name: str) -> dict[str, Any]:
@@ -139,6 +139,10 @@ class Control:
         """Make a deployment known (and owned) before an agent registers."""
         self.call("POST", "/deployments", {"name": name, "owner": owner})
 
+    def act(self, plane: str, action: str, **options: Any) -> Any:
+        """Let a control plane do something that only its own tests need; the plane's file names its actions."""
+        return self.call("POST", f"/planes/{plane}/{action}", options)
+
     def pause(self) -> None:
         """Stop listening: new connections are refused, which proves that nothing was delivered."""
         self.call("POST", "/listeners", {"accepting": False})
@@ -161,6 +165,7 @@ class ReferenceServer(Control):
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self.urls: list[str] = []
+        self.addresses: dict[str, str] = {}
 
     @classmethod
     def start(
@@ -241,7 +246,7 @@ class ReferenceServer(Control):
                 raise RuntimeError(f"the reference server did not start: {output.read_text(encoding='utf-8', errors='replace').strip()}")
             time.sleep(0.01)
         announced: Mapping[str, Any] = json.loads(ready.read_text(encoding="utf-8"))
-        self.urls, self.control_url = list(announced["urls"]), str(announced["control"])
+        self.urls, self.control_url, self.addresses = list(announced["urls"]), str(announced["control"]), dict(announced["addresses"])
 
     def _end(self, number: signal.Signals) -> int | None:
         process = self._process

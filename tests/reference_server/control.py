@@ -67,6 +67,16 @@ class _Control:
             plane.own(str(spec.get("name", "")), spec.get("owner"))
         return web.json_response({})
 
+    async def act(self, request: web.Request) -> web.Response:
+        name, action = request.match_info["plane"], request.match_info["action"]
+        for plane in self._planes:
+            if plane.name == name:
+                try:
+                    return web.json_response(await plane.control(action, await _spec(request)))
+                except LookupError:
+                    break
+        return web.json_response({"message": f"no action {action} of {name}"}, status=404)
+
     async def faults(self, request: web.Request) -> web.Response:
         return web.json_response(self._shared.faults.report())
 
@@ -112,6 +122,7 @@ def control_application(service: Service, gate: Gate) -> web.Application:
     application.router.add_post("/tokens/{name}/set-random", control.drift)
     application.router.add_post("/check-token", control.check_token)
     application.router.add_post("/deployments", control.deployment)
+    application.router.add_post("/planes/{plane}/{action}", control.act)
     application.router.add_get("/faults", control.faults)
     application.router.add_post("/faults", control.arm)
     application.router.add_delete("/faults", control.disarm)

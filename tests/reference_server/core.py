@@ -214,6 +214,18 @@ class ControlPlane(ABC):
     def routes(self) -> Sequence[Route]:
         """The endpoints this plane serves."""
 
+    def owns(self, path: str) -> bool:
+        """Whether an unknown path is this plane's to answer; the first plane answers what nobody owns."""
+        return False
+
+    async def start(self) -> Mapping[str, str]:
+        """Open listeners of the plane's own, beside HTTP. Returns what they are called and where they are (``HOST:PORT``)."""
+        return {}
+
+    async def control(self, action: str, options: Mapping[str, Any]) -> Any:
+        """Carry out an action that only this plane's tests need. Raises LookupError for an unknown one."""
+        raise LookupError(action)
+
     @abstractmethod
     async def no_route(self, call: Call) -> Answer:
         """The answer for a path nobody serves."""
@@ -345,9 +357,18 @@ class Service:
             self.shared.faults.know((), {"releases"})
             download = Route("GET", "/releases/{file}", "releases", "release", self._release)
             application.router.add_route(download.method, download.path, self._guard(first, download))
-        unknown = Route("*", "/{path:.*}", "unknown", "unknown", first.no_route)
-        application.router.add_route("*", unknown.path, self._guard(first, unknown))
+        application.router.add_route("*", "/{path:.*}", self._unknown(first))
         return application
+
+    def _unknown(self, first: ControlPlane) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """Let the plane that owns an unknown path answer for it, else the *first* one."""
+        guarded = {plane.name: self._guard(plane, Route("*", "/{path:.*}", "unknown", "unknown", plane.no_route)) for plane in self.planes}
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            owner = next((plane for plane in self.planes if plane.owns(request.path)), first)
+            return await guarded[owner.name](request)
+
+        return handle
 
     async def _release(self, call: Call) -> Answer:
         """Serve one file of the releases folder; nothing outside it can be named."""

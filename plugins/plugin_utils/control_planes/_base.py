@@ -18,10 +18,12 @@ from dataclasses import dataclass, field
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import InvalidInput, InvalidRequest, Mismatch
 from ansible_collections.muster.agents.plugins.plugin_utils._http import Http
+from ansible_collections.muster.agents.plugins.plugin_utils._pacing import Pace
+from ansible_collections.muster.agents.plugins.plugin_utils._sessions import Sessions
 
 __all__ = [
-    "Bootstrap", "Capabilities", "ControlPlane", "Credential", "Enrolment", "IdentityRules", "Issued", "Proof", "Record", "ServerState",
-    "Withdrawal",
+    "Bootstrap", "Capabilities", "ControlPlane", "Credential", "Enrolment", "HostProof", "IdentityRules", "Issued", "Lifetime", "Proof", "Record",
+    "ServerState", "Withdrawal",
 ]
 
 _GENERIC_NAMES = frozenset({
@@ -82,7 +84,7 @@ class Capabilities:
     overlap: the old credential stays valid beside a new one. restore_old: a replaced credential can be put back.
     revoke: what withdrawal can remove ("record", "credential" or "nothing"). key_born_on: where a private key is made, if any.
     prove_on: where the proof by use runs. token_lifetime: seconds, None when tokens do not expire.
-    requests_per_minute: the server's known limit, None when it has none.
+    paces: the server's known limits on requests by bucket, the empty name for everything without one of its own.
     """
 
     overlap: bool
@@ -91,14 +93,15 @@ class Capabilities:
     key_born_on: t.Literal["none", "host", "server"]
     prove_on: t.Literal["controller", "host"]
     token_lifetime: int | None
-    requests_per_minute: int | None
+    paces: t.Mapping[str, Pace] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Enrolment:
     """The identity an operator wants enrolled, in the collection's vocabulary; adapters map it to wire fields.
 
-    system_info may hold volatile values (uptime, free space): they are sent and never compared.
+    system_info may hold volatile values (uptime, free space): they are sent and never compared. certificate is the client certificate (PEM)
+    that lies at certificate_path on the host, where the key at key_path stays; empty until the host was looked at, and where none is used.
     """
 
     name: str
@@ -113,6 +116,9 @@ class Enrolment:
     controller_name: str = ""
     public_key: str = ""
     allow_unstable_name: bool = False
+    certificate: str = ""
+    certificate_path: str = ""
+    key_path: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,11 +154,39 @@ class ServerState:
 
 @dataclass(frozen=True)
 class Issued:
-    """A credential as the server answered it. *created* is False when an existing record was handed back (adopted or refreshed)."""
+    """A credential as the server answered it. *created* is False when an existing record was handed back (adopted or refreshed).
+
+    *warnings* say what the operator should know of it, such as a stale record that stays behind; they hold no secret.
+    """
 
     credential: Credential
     created: bool
     server: ServerState = ServerState()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """From when to when a credential is good, in seconds since the epoch by the server's own claims."""
+
+    issued_at: float
+    expires_at: float
+
+    def used(self, now: float) -> float:
+        """Return the share of the life that is over: 0.0 when fresh, 1.0 and above when expired."""
+        return (now - self.issued_at) / max(1.0, self.expires_at - self.issued_at)
+
+
+@dataclass(frozen=True)
+class HostProof:
+    """A request that only the host can make, since the key never leaves it: GET *url* with the pair at these paths. *url* may be empty.
+
+    Without a url only the pair is tried: whether the key belongs to the certificate.
+    """
+
+    certificate_path: str
+    key_path: str
+    url: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,7 +205,10 @@ class Proof:
 
 @dataclass(frozen=True)
 class Record:
-    """What the control plane knows of an agent. *last_seen* and *registered_at* are ISO 8601 in UTC, empty when unknown or never."""
+    """What the control plane knows of an agent. *last_seen* and *registered_at* are ISO 8601 in UTC, empty when unknown or never.
+
+    *reports* counts what the agent has delivered (metrics, batches), None where the server does not tell. *details* are further plain facts.
+    """
 
     name: str
     agent_id: str = ""
@@ -181,12 +218,15 @@ class Record:
     system_info: t.Mapping[str, t.Any] = field(default_factory=dict)
     last_seen: str = ""
     registered_at: str = ""
+    reports: int | None = None
+    details: t.Mapping[str, t.Any] = field(default_factory=dict)
 
     def as_result(self) -> dict[str, t.Any]:
         """Return the record as plain data for a task result."""
         return {
             "name": self.name, "agent_id": self.agent_id, "version": self.version, "status": self.status, "capabilities": list(self.capabilities),
-            "system_info": dict(self.system_info), "last_seen": self.last_seen, "registered_at": self.registered_at,
+            "system_info": dict(self.system_info), "last_seen": self.last_seen, "registered_at": self.registered_at, "reports": self.reports,
+            "details": dict(self.details),
         }
 
 
@@ -201,7 +241,8 @@ class Withdrawal:
 class ControlPlane(ABC):
     """One control plane, in every contract it is met in. Subclasses hold no state beside the session they are given.
 
-    key: its name in options. secret_names: the secrets it issues. api_versions: those that its agents speak, empty when it names none.
+    key: its name in options. secret_names: the secrets it issues; optional_secrets: those it issues in one contract only.
+    api_versions: those that its agents speak, empty when it names none.
     vault_companions: fields that the server itself writes beside a credential in Vault, which mean nothing without it.
     loopback_vault_warning: what a withdrawal has to say when Vault is on loopback, empty for nothing.
     """
@@ -210,13 +251,16 @@ class ControlPlane(ABC):
     capabilities: t.ClassVar[Capabilities]
     rules: t.ClassVar[IdentityRules]
     secret_names: t.ClassVar[tuple[str, ...]]
+    optional_secrets: t.ClassVar[tuple[str, ...]] = ()
     api_versions: t.ClassVar[frozenset[str]] = frozenset()
     vault_companions: t.ClassVar[tuple[str, ...]] = ()
     loopback_vault_warning: t.ClassVar[str] = ""
 
-    def __init__(self, http: Http, bootstrap: Bootstrap) -> None:
+    def __init__(self, http: Http, bootstrap: Bootstrap, sessions: Sessions | None = None) -> None:
+        """*sessions* are the admin sessions that the forks of a controller share; without them each adapter logs in for itself."""
         self.http = http
         self.bootstrap = bootstrap
+        self.sessions = sessions or Sessions("", "")
 
     def check(self, enrolment: Enrolment) -> None:
         """Raise InvalidInput when the server could not accept *enrolment*; sends nothing."""
@@ -238,6 +282,14 @@ class ControlPlane(ABC):
     def probe(self) -> ServerState:
         """Ask whether the server is there; changes nothing. Raises Unreachable, Untrusted or ServerFault."""
 
+    def check_bootstrap(self) -> None:
+        """Try the bootstrap credential as far as that changes nothing, such as by logging in. Raises Rejected or InvalidInput when it is bad."""
+        return
+
+    def bootstrap_secret(self) -> Secret | None:
+        """Return the secret that registering is refused without, so that one refused on one host is not sent by the others; None for none."""
+        return None
+
     @abstractmethod
     def find(self, name: str, credential: Credential | None) -> Record | None:
         """Return what the server knows of *name*, None when it is unknown or the server offers no way to ask. Changes nothing."""
@@ -248,6 +300,32 @@ class ControlPlane(ABC):
 
         Raises Ambiguous when it may have happened, IdentityConflict when the name is taken, Rejected when the bootstrap credential is bad.
         """
+
+    def recover(self, enrolment: Enrolment, attempt: str) -> Issued:
+        """Go on after a registration under *attempt* whose answer was lost, here or in a run that died. Raises as register does.
+
+        The default asks again under the same key, which is right where names are unique at the server and the key is honoured or harmless.
+        """
+        return self.register(enrolment, attempt)
+
+    def reissue(self, enrolment: Enrolment, known_id: str, attempt: str) -> Issued | None:
+        """Replace the credential of an agent that the server has under this name, None where it offers no way. Raises as register does.
+
+        The caller has made sure that the identity is this host's to take. *known_id* is what else is known of it, empty when nothing is.
+        """
+        return None
+
+    def refresh(self, enrolment: Enrolment, credential: Credential, attempt: str) -> Issued | None:
+        """Exchange an accepted credential for a fresh one before it expires, None where the server offers no way."""
+        return None
+
+    def lifetime(self, credential: Credential) -> Lifetime | None:
+        """Return from when to when *credential* is good, None when it does not expire or does not tell."""
+        return None
+
+    def host_proof(self, enrolment: Enrolment) -> HostProof | None:
+        """Return what the host shall try with the pair that lies there, None for agents without one."""
+        return None
 
     @abstractmethod
     def prove(self, enrolment: Enrolment, credential: Credential) -> Proof:
@@ -263,7 +341,10 @@ class ControlPlane(ABC):
 
     @abstractmethod
     def last_seen(self, name: str, credential: Credential) -> Record | None:
-        """Return the record with its last sign of life, None when the server does not tell."""
+        """Return the record with its last sign of life, None when the server does not tell.
+
+        Only what the agent itself did counts: a time that registering alone sets must be left empty.
+        """
 
     @abstractmethod
     def revoke(self, name: str, credential: Credential | None) -> Withdrawal:

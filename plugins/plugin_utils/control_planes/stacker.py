@@ -62,7 +62,7 @@ class Stacker(ControlPlane):
 
     key = "stacker"
     capabilities = Capabilities(
-        overlap=False, restore_old=True, revoke="credential", key_born_on="none", prove_on="controller", token_lifetime=None, requests_per_minute=None)
+        overlap=False, restore_old=True, revoke="credential", key_born_on="none", prove_on="controller", token_lifetime=None)
     rules = IdentityRules(max_length=128, charset="[A-Za-z0-9_-]", charset_words="A-Z, a-z, 0-9, - and _", unguessable=True)
     secret_names = ("token",)
     api_versions = frozenset({"1.0"})

@@ -90,7 +90,7 @@ class Plane(ControlPlane):
 
     key = "stacker"
     capabilities = Capabilities(
-        overlap=False, restore_old=True, revoke="nothing", key_born_on="none", prove_on="controller", token_lifetime=None, requests_per_minute=None)
+        overlap=False, restore_old=True, revoke="nothing", key_born_on="none", prove_on="controller", token_lifetime=None)
     rules = IdentityRules(128, "[A-Za-z0-9_-]", "letters")
     secret_names = ("token",)
     api_versions = frozenset({"1.0"})

@@ -206,7 +206,7 @@ def test_no_common_api_version_is_a_mismatch(server: ReferenceServer, plane: Sta
     (400, {"kind": "deserialize", "msg": "invalid type"}, InvalidRequest, "invalid_request", "invalid type"),
     (400, "plain words", InvalidRequest, "invalid_request", "plain words"), (422, {"message": "no"}, InvalidRequest, "invalid_request", "no"),
     (401, {"message": "Authentication required"}, Rejected, "bad_bootstrap", "Authentication required"), (403, "", Rejected, "bad_bootstrap", "admin_token"),
-    (404, "", InvalidRequest, "not_a_control_plane", "Stacker"), (302, "", InvalidRequest, "invalid_request", "302"),
+    (404, "", InvalidRequest, "not_a_control_plane", "Stacker"), (302, "", InvalidRequest, "redirected", "redirects to"),
     (500, "Failed to create agent", Ambiguous, "ambiguous", "Failed to create agent"), (503, {"message": "later"}, Ambiguous, "ambiguous", "later"),
     (201, "no json", Ambiguous, "incomplete_answer", "next run"), (201, [], Ambiguous, "incomplete_answer", "next run"),
     (200, {"data": {"item": {"agent_id": "x", "agent_token": 5}}}, Ambiguous, "incomplete_answer", "next run"),
