@@ -18,7 +18,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from . import stacker
+from . import kubeatlas, pganalytics, stacker
 from .control import control_application
 from .core import Clock, ControlPlane, Database, Journal, Replays, Service, Shared
 from .counters import Counters
@@ -27,6 +27,8 @@ from .faults import FaultBoard
 #: One line for each control plane: its name, its options, how it is built.
 PLANES: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace, Shared], ControlPlane]], ...] = (
     (stacker.Stacker.name, stacker.add_arguments, stacker.from_arguments),
+    (pganalytics.PgAnalytics.name, pganalytics.add_arguments, pganalytics.from_arguments),
+    (kubeatlas.KubeAtlas.name, kubeatlas.add_arguments, kubeatlas.from_arguments),
 )
 TLS_VERSIONS = {"1.1": ssl.TLSVersion.TLSv1_1, "1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
