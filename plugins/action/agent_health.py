@@ -21,6 +21,8 @@ ARGUMENT_SPEC: Spec = {
     **TRANSPORT,
     **STORE,
     "name": {"type": "str", "required": True},
+    "certificate_path": {"type": "str"},
+    "key_path": {"type": "str", "no_log": False},
     "units": {"type": "list", "elements": "str", "default": []},
     "health_url": {"type": "str"},
     "health_status": {"type": "str", "default": "ok"},

@@ -17,7 +17,7 @@ options:
       - Configuration files of the agent to render and keep on the host.
       - Their templates alone know C(muster_secret), the agent's credentials and your own O(secrets), and C(muster_agent), which has C(agent_id),
         C(name), C(control_plane), C(url), C(version), C(hostname), C(address), C(capabilities), C(service_type), C(controller_name),
-        C(server_version) and C(generation).
+        C(labels), C(description), C(certificate_path), C(key_path), C(server_version) and C(generation).
       - The rendered text goes to the host without passing through a variable, a result or a command line.
     type: list
     elements: dict
@@ -75,4 +75,9 @@ options:
             dies in between.
         type: bool
         default: true
+      needs:
+        description:
+          - Name of a secret without which this file makes no sense, such as V(ca_certificate), which not every server issues. The file is left
+            out where the secret is missing.
+        type: str
 """

@@ -43,6 +43,14 @@ options:
     description: The name the agent is enrolled under, as given to M(muster.agents.agent_register).
     type: str
     required: true
+  certificate_path:
+    description:
+      - Path of the agent's client certificate on the host, for control planes whose agents prove themselves by one. The host then tries the pair
+        against the control plane, since the key never leaves it.
+    type: str
+  key_path:
+    description: Path on the host of the private key that belongs to O(certificate_path).
+    type: str
   units:
     description:
       - The agent's systemd units, the one that talks to the control plane first. C(.service) is added to a name without a suffix.

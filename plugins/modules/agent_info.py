@@ -127,6 +127,14 @@ agents:
       description: When it was registered, in ISO 8601, empty when the control plane does not tell.
       type: str
       sample: '2026-01-01T12:00:00Z'
+    reports:
+      description: How much the agent has delivered (metrics or batches, as the control plane counts them), null when it does not tell.
+      type: int
+      sample: 1450
+    details:
+      description: What else this control plane tells of its agents, under its own names.
+      type: dict
+      sample: {}
 server:
   description: The control plane itself, as far as it is known. On failure too.
   returned: always
@@ -153,11 +161,15 @@ server:
       description: Seconds by which its clock is ahead of the controller's, null when it tells no time.
       type: float
       sample: 0.3
+    enforced:
+      description: Whether it refuses agents that show no valid credential, null when it does not tell.
+      type: bool
+      sample: true
 reason:
   description:
     - V(ok), V(not_found) when the agent asked for is not shown, V(list_unsupported) when there is no list of all agents.
-    - On failure a stable key, such as V(invalid_input), V(unreachable), V(unresolvable), V(refused), V(untrusted), V(clock_skew), V(throttled) and
-      V(server_fault).
+    - On failure a stable key, such as V(invalid_input), V(unreachable), V(unresolvable), V(refused), V(untrusted), V(clock_skew), V(throttled),
+      V(bad_bootstrap) and V(server_fault).
   returned: always
   type: str
   sample: ok

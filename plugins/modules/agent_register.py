@@ -90,6 +90,12 @@ options:
     description: Seconds without a sign of life after which an identity counts as given up, for O(adopt=stale).
     type: float
     default: 3600.0
+  refresh_at:
+    description:
+      - Share of a credential's life (between 0 and 1) after which it is exchanged for a fresh one, for control planes whose credentials expire and
+        can be exchanged. It is a change, and the files that hold it are rendered again.
+    type: float
+    default: 0.67
   settle_timeout:
     description:
       - Seconds to wait until the control plane accepts the credential that it has just issued. Servers that keep tokens in a Vault of their own may

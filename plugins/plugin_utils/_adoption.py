@@ -20,9 +20,12 @@ from ansible_collections.muster.agents.plugins.plugin_utils._formats import Form
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Look
 from ansible_collections.muster.agents.plugins.plugin_utils._spool import Spool
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault, VaultPath
-from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Credential
+from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Credential, Enrolment
 
-__all__ = ["Candidate", "OldPlace", "candidates_in_vault", "candidates_on_host", "old_places"]
+__all__ = ["AGENT_ID", "Candidate", "OldPlace", "candidate_of_pair", "candidates_in_vault", "candidates_on_host", "old_places", "presents"]
+
+AGENT_ID = "agent_id"  # what Vault's fields may name beside secrets
+CERTIFICATE = "certificate"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,11 @@ class OldPlace:
     agent_id: str
     secrets: t.Mapping[str, str]
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files that have to be read for it."""
+        return (self.path,)
+
 
 def old_places(items: t.Sequence[t.Mapping[str, t.Any]] | None) -> tuple[OldPlace, ...]:
     """Return the option ``adopt_from`` as values. Raises InvalidInput for a path that is not absolute."""
@@ -56,14 +64,19 @@ def old_places(items: t.Sequence[t.Mapping[str, t.Any]] | None) -> tuple[OldPlac
     return tuple(places)
 
 
-def candidates_on_host(look: Look, places: t.Sequence[OldPlace], spool: Spool, secret_names: t.Sequence[str]) -> t.Iterator[Candidate]:
-    """Yield the store's generations from the newest, what an interrupted run spooled, then what an earlier tool left in files."""
+def candidates_on_host(
+    look: Look, places: t.Sequence[OldPlace], spool: Spool, secret_names: t.Sequence[str], optional: t.Sequence[str] = (),
+) -> t.Iterator[Candidate]:
+    """Yield the store's generations from the newest, what an interrupted run spooled, then what an earlier tool left in files.
+
+    A credential has all of *secret_names*, and those of *optional* that are there.
+    """
     receipt_id = look.receipt.agent_id if look.receipt is not None else ""
     for number in sorted(look.generations, reverse=True):
         secrets = look.generations[number]
         agent_id = (look.agent_id if number == look.generation() else "") or receipt_id
         if all(name in secrets for name in secret_names):
-            issued = {name: secrets[name] for name in secret_names}
+            issued = {name: secrets[name] for name in (*secret_names, *optional) if name in secrets}
             extra = {name: secret for name, secret in secrets.items() if name not in issued}
             yield Candidate(Credential(agent_id, issued), "store", True, number, extra)
     spooled = spool.find()
@@ -77,17 +90,31 @@ def candidates_on_host(look: Look, places: t.Sequence[OldPlace], spool: Spool, s
             yield Candidate(old, place.path, True)
 
 
-def candidates_in_vault(vault: Vault, paths: t.Sequence[VaultPath], agent_id: str, secret_names: t.Sequence[str]) -> t.Iterator[Candidate]:
+def candidates_in_vault(
+    vault: Vault, paths: t.Sequence[VaultPath], agent_id: str, secret_names: t.Sequence[str], optional: t.Sequence[str] = (),
+) -> t.Iterator[Candidate]:
     """Yield what Vault holds under the readers' paths. *agent_id* is what else is known of the identity, empty when nothing is."""
     for path in paths:
-        wanted = {secret: name for name, secret in path.fields.items() if secret in secret_names}
+        wanted = {secret: name for name, secret in path.fields.items() if secret in (*secret_names, *optional, AGENT_ID)}
         if not all(name in wanted for name in secret_names):
             continue
         entry = vault.read(path)
-        secrets = {name: entry.fields[wanted[name]] for name in secret_names if wanted[name] in entry.fields}
-        if len(secrets) == len(tuple(secret_names)):
-            register_with_core(secrets.values())
-            yield Candidate(Credential(agent_id, secrets), f"vault:{path.path}", False)
+        found = {secret: entry.fields[name] for secret, name in wanted.items() if name in entry.fields}
+        stored_id = found.pop(AGENT_ID, None)
+        if all(name in found for name in secret_names):
+            register_with_core(found.values())
+            yield Candidate(Credential(agent_id or (stored_id.reveal() if stored_id is not None else ""), found), f"vault:{path.path}", False)
+
+
+def candidate_of_pair(enrolment: Enrolment) -> t.Iterator[Candidate]:
+    """Yield the certificate that lies on the host with its key, which may be registered already."""
+    if enrolment.certificate:
+        yield Candidate(Credential("", {CERTIFICATE: Secret(enrolment.certificate)}), enrolment.certificate_path, True)
+
+
+def presents(credential: Credential, enrolment: Enrolment) -> bool:
+    """Say whether the host can present *credential*: one whose key is on the host is good for nothing when another pair lies there."""
+    return not enrolment.certificate or credential.secrets.get(CERTIFICATE) == Secret(enrolment.certificate)
 
 
 def _read_old(found: HostFile, place: OldPlace, secret_names: t.Sequence[str]) -> Credential | None:

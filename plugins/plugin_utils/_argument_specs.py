@@ -97,6 +97,7 @@ FILES: Spec = {
             "directory_mode": {"type": "str", "default": "0755"},
             "validate": {"type": "str"},
             "restart": {"type": "bool", "default": True},
+            "needs": {"type": "str"},
         },
     },
 }
@@ -115,6 +116,7 @@ ENROLMENT: Spec = {
     },
     "adopt": {"type": "str", "choices": ["never", "stale", "always"], "default": "stale"},
     "adopt_after": {"type": "float", "default": 3600.0},
+    "refresh_at": {"type": "float", "default": 0.67},
     "settle_timeout": {"type": "float", "default": 10.0},
     "lease": {"type": "int", "default": 60},
 }

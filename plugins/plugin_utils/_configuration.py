@@ -49,7 +49,8 @@ def _present(task: _Task) -> dict[str, t.Any]:
     """Render and put in place what differs."""
     if not task.args.get("files"):
         raise InvalidInput("files is empty: name at least one file to render.")
-    own = user_secrets(task.args, reserved=ADAPTERS[task.args["control_plane"]].secret_names)
+    adapter = ADAPTERS[task.args["control_plane"]]
+    own = user_secrets(task.args, reserved=(*adapter.secret_names, *adapter.optional_secrets))
     gathering = Gathering.of(task.args)
     look = task.host.look([item["path"] for item in task.args["files"]], facts=gathering.needed)
     require_free(look, task.host.root)
@@ -60,7 +61,7 @@ def _present(task: _Task) -> dict[str, t.Any]:
         agent_id=look.agent_id or (receipt.agent_id if receipt is not None else ""), generation=look.generation(),
         server_version=str(receipt.server.get("version", "")) if receipt is not None else "")
     secrets = {**own, **look.secrets}
-    rendered = render(task.action._templar, task.args["files"], task.task_vars, facts, secrets)
+    rendered = render(task.action._templar, task.args["files"], task.task_vars, facts, secrets, adapter.optional_secrets)
     changed = changed_files(look.files, rendered)
     work = bool(changed or look.leftovers)
     if work and not task.check_mode:

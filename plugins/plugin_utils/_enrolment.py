@@ -21,10 +21,19 @@ import uuid
 from dataclasses import dataclass, field, replace
 
 from ansible_collections.muster.agents.plugins.module_utils._credential_store import MAX_SKEW, MIN_FREE_KIB, Delivery
+from ansible_collections.muster.agents.plugins.module_utils._local_probe import worst
 from ansible_collections.muster.agents.plugins.module_utils._receipt import Intent, Receipt
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
 from ansible_collections.muster.agents.plugins.plugin_utils import _faults as faults
-from ansible_collections.muster.agents.plugins.plugin_utils._adoption import Candidate, OldPlace, candidates_in_vault, candidates_on_host
+from ansible_collections.muster.agents.plugins.plugin_utils._adoption import (
+    AGENT_ID,
+    Candidate,
+    OldPlace,
+    candidate_of_pair,
+    candidates_in_vault,
+    candidates_on_host,
+    presents,
+)
 from ansible_collections.muster.agents.plugins.plugin_utils._delivery_plan import Plan, Wanted, file_diffs, generation_for, make_plan, receipt_diff
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import (
     AgentsError,
@@ -37,6 +46,7 @@ from ansible_collections.muster.agents.plugins.plugin_utils._errors import (
 )
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Host, Look, controller_identity, holder_is_dead, require_free
 from ansible_collections.muster.agents.plugins.plugin_utils._identity import ASSIGNED, Gathering, agent_facts, completed
+from ansible_collections.muster.agents.plugins.plugin_utils._pair import pair_checks
 from ansible_collections.muster.agents.plugins.plugin_utils._rendering import RenderedFile
 from ansible_collections.muster.agents.plugins.plugin_utils._spool import Spool
 from ansible_collections.muster.agents.plugins.plugin_utils._times import age_seconds
@@ -64,7 +74,7 @@ class Order:
 
     secrets: the operator's own, by name. vault_paths: empty without Vault. settle_timeout: seconds to wait for the server's own late write.
     lease: seconds an intent keeps others away. adopt: never, stale or always, for an identity that is live elsewhere; adopt_after: seconds
-    without a sign of life that make it stale.
+    without a sign of life that make it stale. refresh_at: the share of a credential's life after which it is exchanged, where that is possible.
     """
 
     enrolment: Enrolment
@@ -76,6 +86,7 @@ class Order:
     lease: int = 60
     adopt: str = "stale"
     adopt_after: float = 3600.0
+    refresh_at: float = 0.67
     pin: str = ""
     check_mode: bool = False
     gathering: Gathering = field(default_factory=lambda: Gathering(system_info=True, capabilities=True))
@@ -108,6 +119,7 @@ class Outcome:
     vault: tuple[VaultChange, ...] = ()
     policy: TokenOutcome | None = None
     files: tuple[tuple[str, bool], ...] = ()
+    warnings: tuple[str, ...] = ()
     diff: tuple[t.Mapping[str, str], ...] = ()
 
 
@@ -121,6 +133,7 @@ class _Held:
     proof: Proof
     server: ServerState = field(default_factory=ServerState)
     metadata_sent: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 class Transaction:
@@ -169,7 +182,7 @@ class Transaction:
         self.parts.plane.check(probe)
         known = {**self.order.secrets, **{name: Secret(_PLACEHOLDER) for name in self._issued_names()}}
         for path in self.order.vault_paths:
-            unknown = sorted(set(path.fields.values()) - set(known))
+            unknown = sorted(set(path.fields.values()) - {*known, AGENT_ID})
             if unknown:
                 raise InvalidInput(f"vault_paths: {path.path} asks for the unknown secret {unknown[0]!r}: known are {', '.join(sorted(known))}.")
         self.enrolment = replace(probe, hostname=given.hostname or "host")
@@ -189,7 +202,8 @@ class Transaction:
 
     def _look(self) -> Look:
         """Look at the host and record the intent there when there is work. Waits while another controller holds the lease."""
-        read = (*self.parts.file_paths, *(place.path for place in self.order.old_places))
+        pair = (self.enrolment.certificate_path,) if self.enrolment.certificate_path else ()
+        read = (*self.parts.file_paths, *(path for place in self.order.old_places for path in place.paths), *pair)
         intent = None if self.order.check_mode else Intent(self.attempt, controller_identity(), 0, "enrol")
         deadline = time.monotonic() + self.order.lease + 5
         takeover = ""
@@ -223,6 +237,10 @@ class Transaction:
     def _complete_identity(self, look: Look) -> None:
         """Fill in what the host says of itself where the operator gave nothing; then check the whole."""
         self.enrolment = completed(self.enrolment, look, self.order.gathering)
+        if self.enrolment.certificate_path and not self.enrolment.certificate and not self.order.check_mode:
+            raise InvalidInput(
+                f"There is no certificate at {self.enrolment.certificate_path} on the host: issue one with cert_issue, or put your own pair there.",
+                reason="certificate_missing")
         self.parts.plane.check(self.enrolment)
 
     # -- which credential ------------------------------------------------------------------------------------------------------------------
@@ -248,16 +266,16 @@ class Transaction:
     def _candidates(self, look: Look) -> t.Iterator[Candidate]:
         """Yield what exists: on the host, in the spool, in old files, in Vault; each distinct credential once."""
         seen: list[Credential] = []
-        names = self.parts.plane.secret_names
+        names, optional = self.parts.plane.secret_names, self.parts.plane.optional_secrets
         agent_id = look.receipt.agent_id if look.receipt is not None else ""
-        for candidate in candidates_on_host(look, self.order.old_places, self.parts.spool, names):
+        for candidate in (*candidates_on_host(look, self.order.old_places, self.parts.spool, names, optional), *candidate_of_pair(self.enrolment)):
             agent_id = agent_id or candidate.credential.agent_id
-            if candidate.credential not in seen:
+            if candidate.credential not in seen and presents(candidate.credential, self.enrolment):
                 seen.append(candidate.credential)
                 yield candidate
         if self.parts.vault is not None:
-            for candidate in candidates_in_vault(self.parts.vault, self.order.vault_paths, agent_id, names):
-                if candidate.credential not in seen:
+            for candidate in candidates_in_vault(self.parts.vault, self.order.vault_paths, agent_id, names, optional):
+                if candidate.credential not in seen and presents(candidate.credential, self.enrolment):
                     seen.append(candidate.credential)
                     yield replace(candidate, possessed=bool(agent_id))
 
@@ -302,12 +320,13 @@ class Transaction:
         """Register, reconcile a lost answer, settle; a name that is taken is served through Vault."""
         if look.intent != "recorded":
             look = self._declare(look)
+        self._try_pair()
         faults.reach("before_issue")
         known_id = self._known_id(look)
         try:
             issued = self._register()
         except IdentityConflict as conflict:
-            return self._reissue_through_vault(known_id, conflict)
+            return self._reissue(known_id, conflict)
         faults.reach("after_issue")
         self.parts.spool.keep(issued.credential, {}, possessed=issued.created or issued.credential.agent_id == known_id)
         faults.reach("after_spool")
@@ -321,7 +340,16 @@ class Transaction:
             raise
         action = "registered" if issued.created else ("reissued" if look.receipt is not None else "adopted")
         reason = "not_enrolled" if issued.created else ("credential_refused" if look.receipt is not None else "known_to_control_plane")
-        return _Held(candidate, action, reason, proof, issued.server, metadata_sent=True)
+        return _Held(candidate, action, reason, proof, issued.server, metadata_sent=True, warnings=issued.warnings)
+
+    def _try_pair(self) -> None:
+        """Let the host try the pair that lies there, before anything is spent on it. Raises Mismatch when key and certificate are no pair."""
+        wanted = self.parts.plane.host_proof(self.enrolment)
+        if wanted is None:
+            return
+        bad = worst(pair_checks(self.parts.host, replace(wanted, url="")))
+        if bad is not None:
+            raise Mismatch(f"The certificate at {wanted.certificate_path} on the host cannot be used: {bad.detail}", reason=bad.reason)
 
     def _declare(self, look: Look) -> Look:
         """Record the intent for a credential that turned out to be refused: the one case that needs a further visit before the request."""
@@ -336,10 +364,12 @@ class Transaction:
                     look.receipt.agent_id if look.receipt is not None else "")
 
     def _register(self) -> Issued:
-        """Register; a lost answer is reconciled by asking again with the same idempotency key, which the name's uniqueness makes safe."""
+        """Register; after a lost answer, of this run or of one that died, let the control plane's adapter find out what came of it."""
+        plane = self.parts.plane
         for pause in (*_RECONCILE_PAUSES, None):
             try:
-                issued = self.parts.plane.register(self.enrolment, self.attempt)
+                with plane.sessions.trial(plane.bootstrap_secret()):
+                    issued = (plane.recover if self._ours else plane.register)(self.enrolment, self.attempt)
                 self._ours = self._ours or issued.created
                 return issued
             except Ambiguous:
@@ -365,7 +395,7 @@ class Transaction:
             time.sleep(pause)
             pause = min(pause * 2, 1.0)
         if self.parts.vault is not None and self.order.vault_paths:
-            secrets = {**self.order.secrets, **issued.credential.secrets}
+            secrets = self._for_vault(issued.credential, {})
             for path in self._own_paths(secrets):
                 self.parts.vault.ensure(path, secrets)
             proof = self.parts.plane.prove(self.enrolment, issued.credential)
@@ -380,6 +410,11 @@ class Transaction:
                 f"({proof.detail}): check the server's own Vault, then run again.", reason="issued_credential_refused")
         return issued, proof
 
+    def _for_vault(self, credential: Credential, extra: t.Mapping[str, Secret]) -> dict[str, Secret]:
+        """Return what Vault's fields may name: the operator's secrets, the issued ones, and the agent's id."""
+        known = {AGENT_ID: Secret(credential.agent_id)} if credential.agent_id else {}
+        return {**self.order.secrets, **extra, **credential.secrets, **known}
+
     def _own_paths(self, secrets: t.Mapping[str, Secret]) -> t.Iterator[VaultPath]:
         """Yield the readers' paths, each with the fields whose secrets exist by now."""
         for path in self.order.vault_paths:
@@ -387,26 +422,56 @@ class Transaction:
             if fields:
                 yield VaultPath(path.path, fields)
 
-    def _reissue_through_vault(self, known_id: str, conflict: IdentityConflict) -> _Held:
-        """Make a credential of our own for a name that is taken, where the server trusts what Vault holds.
+    def _may_take(self, known_id: str) -> bool:
+        """Say whether a name that is taken is this host's to take.
 
-        Allowed when this host knows the identity's id, when the record may stem from an attempt of its own whose answer was lost, or when the
-        operator says adopt: always. Raises IdentityConflict otherwise.
+        It is when this host knows the identity's id, when the record may stem from an attempt of its own whose answer was lost, when the operator
+        says adopt: always, or stale and the control plane shows a record that has been there and silent for adopt_after.
         """
+        if known_id or self._ours or self.order.adopt == "always":
+            return True
+        record = self.parts.plane.find(self.enrolment.name, None) if self.order.adopt == "stale" else None
+        if record is None:
+            return False
+        age = age_seconds(record.last_seen or record.registered_at, time.time() + (self.parts.plane.http.clock_skew or 0.0))
+        return age is not None and age >= self.order.adopt_after
+
+    def _reissue(self, known_id: str, conflict: IdentityConflict) -> _Held:
+        """Get a new credential for a name that is taken: from the control plane, or one of our own through Vault. Raises IdentityConflict."""
+        if self.parts.plane.own_credential() is not None:
+            return self._reissue_through_vault(known_id, conflict)
+        if not self._may_take(known_id):
+            raise IdentityConflict(
+                f"{conflict.msg} This host holds no credential of it, and nothing says that it is this host: give another name, "
+                "or set adopt: always if this host replaces it.", **conflict.facts)
+        issued = self.parts.plane.reissue(self.enrolment, known_id, self.attempt)
+        if issued is None:
+            raise IdentityConflict(
+                f"{conflict.msg} No credential of it is left on this host, and nothing at hand may replace it: remove the record at the control plane, "
+                "or put the old credential back.", **conflict.facts)
+        faults.reach("after_issue")
+        self.parts.spool.keep(issued.credential, {})
+        faults.reach("after_spool")
+        issued, proof = self._settle(issued)
+        candidate = Candidate(issued.credential, "issued", possessed=True)
+        return _Held(candidate, "reissued", "name_taken", proof, issued.server, metadata_sent=True, warnings=issued.warnings)
+
+    def _reissue_through_vault(self, known_id: str, conflict: IdentityConflict) -> _Held:
+        """Make a credential of our own for a name that is taken, where the server trusts what Vault holds. Raises IdentityConflict."""
         token = self.parts.plane.own_credential()
         vault = self.parts.vault
         remedy = ("Give vault and vault_paths so that a new token can be placed where the server reads it, put the old token back, "
                   "or remove the record at the control plane.")
         if token is None or vault is None or not self.order.vault_paths:
             raise IdentityConflict(f"{conflict.msg} No credential of it is left on this host. {remedy}", **conflict.facts)
-        if not known_id and not self._ours and self.order.adopt != "always":
+        if not self._may_take(known_id):
             raise IdentityConflict(
                 f"{conflict.msg} This host holds no credential of it, and nothing says that it is this host: give another name, "
                 "or set adopt: always if this host replaces it.", **conflict.facts)
         credential = Credential(known_id, {self.parts.plane.secret_names[0]: token})
         self.parts.spool.keep(credential, {})
         faults.reach("after_spool")
-        secrets = {**self.order.secrets, **credential.secrets}
+        secrets = self._for_vault(credential, {})
         for path in self._own_paths(secrets):
             vault.ensure(path, secrets)
         issued, proof = self._settle(Issued(credential, created=False, server=self.server))
@@ -429,7 +494,7 @@ class Transaction:
         vault = self.parts.vault
         if vault is None:
             return False
-        secrets = {**self.order.secrets, **candidate.extra, **candidate.credential.secrets}
+        secrets = self._for_vault(candidate.credential, candidate.extra)
         changes = [vault.ensure(path, secrets) for path in self._own_paths(secrets)]
         return any(change.changed for change in changes)
 
@@ -437,7 +502,7 @@ class Transaction:
 
     def _finish(self, look: Look, held: _Held) -> Outcome:
         """Bring metadata, Vault, rendered files and receipt to what they shall be, writing only what differs."""
-        held = self._refresh_metadata(look, held)
+        held = self._refresh_metadata(look, self._refreshed(held))
         try:
             changes, policy, extra = self._store_in_vault(look, held)
         except AgentsError:
@@ -478,7 +543,33 @@ class Transaction:
         return Outcome(
             action=action, reason=held.reason, msg=f"Would be done: {msg}" if self.order.check_mode and changed else msg, changed=changed,
             receipt=plan.receipt, server=replace(self.server, version=held.server.version or self.server.version, api_versions=held.server.api_versions),
-            proof=held.proof, vault=changes, policy=policy, files=tuple((item.path, item.path in names) for item in rendered), diff=tuple(diff))
+            proof=held.proof, vault=changes, policy=policy, files=tuple((item.path, item.path in names) for item in rendered), warnings=held.warnings,
+            diff=tuple(diff))
+
+    def _refreshed(self, held: _Held) -> _Held:
+        """Exchange an accepted credential that nears its end. One that cannot be exchanged any more is kept while it is good."""
+        plane, credential = self.parts.plane, held.candidate.credential
+        life = plane.lifetime(credential) if held.action not in ("registered", "reissued") else None
+        if life is None or life.used(time.time() + (plane.http.clock_skew or 0.0)) < self.order.refresh_at:
+            return held
+        if self.order.check_mode:
+            return replace(held, action="refreshed", reason="expires_soon")
+        try:
+            issued = plane.refresh(self.enrolment, credential, self.attempt)
+        except (Ambiguous, Rejected) as error:
+            return replace(held, warnings=(*held.warnings, f"The credential of {self.enrolment.name} nears its end and was not refreshed: {error.msg}"))
+        if issued is None:
+            return held
+        faults.reach("after_issue")
+        self.parts.spool.keep(issued.credential, held.candidate.extra)
+        faults.reach("after_spool")
+        proof = plane.prove(self.enrolment, issued.credential)
+        if not proof.accepted:
+            self.parts.spool.drop()
+            return replace(held, warnings=(
+                *held.warnings, f"{plane.http.url} refreshed the credential of {self.enrolment.name} and does not accept the new one ({proof.detail})."))
+        candidate = Candidate(issued.credential, "issued", True, extra=held.candidate.extra)
+        return replace(held, candidate=candidate, action="refreshed", reason="expires_soon", proof=proof, warnings=(*held.warnings, *issued.warnings))
 
     def _refresh_metadata(self, look: Look, held: _Held) -> _Held:
         """Tell the control plane of a new version or new capabilities. The answer may carry another credential, which is then proved by use."""
@@ -510,7 +601,7 @@ class Transaction:
         extra = dict(held.candidate.extra)
         if vault is None:
             return (), None, extra
-        secrets = {**self.order.secrets, **extra, **held.candidate.credential.secrets}
+        secrets = self._for_vault(held.candidate.credential, extra)
         act = vault.plan if self.order.check_mode else vault.ensure
         changes = tuple(act(path, secrets) for path in self._own_paths(secrets))
         faults.reach("after_vault")
@@ -565,7 +656,7 @@ class Transaction:
     def _issued_names(self) -> tuple[str, ...]:
         """Return the names of the secrets that templates and Vault paths may use beside the operator's own."""
         minted = (self.order.policy.secret,) if self.order.policy is not None else ()
-        return (*self.parts.plane.secret_names, *minted)
+        return (*self.parts.plane.secret_names, *self.parts.plane.optional_secrets, *minted)
 
 
 def _leased_elsewhere(look: Look) -> bool:
@@ -579,6 +670,6 @@ _SENTENCES = {
     "adopted": "{name} was enrolled at {url} already; its credential was taken over from {origin}.",
     "resumed": "The enrolment of {name} at {url} was finished from where an earlier run stopped.",
     "reissued": "{name} got a new credential at {url}, since the old one was not accepted.",
-    "refreshed": "{url} was told the new version and capabilities of {name}.",
+    "refreshed": "{url} was told what is new about {name}, or gave it a fresh credential.",
     "delivered": "Files or Vault entries of {name} were brought up to date.",
 }

@@ -29,6 +29,7 @@ from ansible_collections.muster.agents.plugins.plugin_utils._errors import (
     Unreachable,
 )
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Look
+from ansible_collections.muster.agents.plugins.plugin_utils._pair import PROBE, pair_checks
 from ansible_collections.muster.agents.plugins.plugin_utils._redaction import redacted_view
 from ansible_collections.muster.agents.plugins.plugin_utils._times import parse_time
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import ControlPlane, Credential, Enrolment, Record
@@ -38,7 +39,6 @@ __all__ = [
     "redacted_lines", "redacted_value",
 ]
 
-_PROBE = "muster.agents.agent_probe"
 _FIRST_PAUSE, _LAST_PAUSE = 0.2, 1.0  # seconds between two questions to the control plane
 # A Date header counts whole seconds (RFC 9110, 5.6.7), and servers may cache it for half a second.
 _DATE_RESOLUTION = 1.5
@@ -70,6 +70,8 @@ _REMEDIES = {
     "credential_pending": "The control plane has not stored the credential yet: check that it reaches its Vault, then run again.",
     "credential_unclear": "The control plane gives no clear answer: look at its own health, then run again.",
     "not_seen": "Check that the host reaches the control plane's URL, and read the journal below.",
+    "no_reports": "Give it more attempts if it reports seldom, else read the journal below.",
+    "key_mismatch": "Issue the pair again with cert_issue, or put certificate and key there that belong together.",
     "not_enrolled": "Run agent_register first.",
     "unfinished": "Run agent_register again: it finishes what was begun.",
 }
@@ -90,6 +92,8 @@ class GateOptions:
     journal_lines: int = 40
     commit: bool = True
     check_mode: bool = False
+    certificate_path: str = ""
+    key_path: str = ""
 
 
 class GateHost(t.Protocol):
@@ -187,7 +191,8 @@ def gate_options(args: t.Mapping[str, t.Any], *, check_mode: bool) -> GateOption
     return GateOptions(
         name=args["name"], units=tuple(args["units"]), health_url=url, health_status=args["health_status"],
         vault_enabled=args["vault_enabled"], token_age_max=args["token_age_max"], seen=args["seen"], wait=args["attempts"] * args["delay"],
-        journal_lines=args["journal_lines"], commit=args["commit"], check_mode=check_mode)
+        journal_lines=args["journal_lines"], commit=args["commit"], check_mode=check_mode, certificate_path=args.get("certificate_path") or "",
+        key_path=args.get("key_path") or "")
 
 
 def moment(text: str) -> Span | None:
@@ -258,7 +263,9 @@ class Gate:
         well = worst(findings.checks) is None
         accepted = self._credential_check(findings, credential, patient=well)
         findings.checks.append(accepted)
-        if well and accepted.ok:
+        if accepted.ok:
+            findings.checks.extend(self._pair())
+        if well and worst(findings.checks) is None:
             before = self._clock.monotonic()
             findings.checks.append(self._seen_check(findings, credential, started))
             if self._clock.monotonic() - before > _LAST_PAUSE:
@@ -267,13 +274,22 @@ class Gate:
             findings.journal = self._probe(0.0, "always").get("journal")
         return findings
 
+    def _pair(self) -> list[Check]:
+        """Let the host use the pair that lies there, where the agent proves itself by one."""
+        wanted = self._control_plane.host_proof(self._enrolment())
+        return pair_checks(self._host, wanted, self._control_plane.http.transport.ca_cert) if wanted is not None else []
+
+    def _enrolment(self) -> Enrolment:
+        options = self._options
+        return Enrolment(name=options.name, certificate_path=options.certificate_path, key_path=options.key_path)
+
     def _remaining(self) -> float:
         return max(0.0, self._began + self._wait - self._clock.monotonic())
 
     def _probe(self, timeout: float, journal: str) -> dict[str, t.Any]:
         """Run the probe on the host. Raises HostFailure when it cannot look."""
         options = self._options
-        answer = self._host.execute(_PROBE, {
+        answer = self._host.execute(PROBE, {
             "units": list(options.units), "health_url": options.health_url or None, "health_status": options.health_status,
             "vault_enabled": options.vault_enabled, "token_age_max": options.token_age_max, "timeout": timeout, "journal": journal,
             "journal_lines": options.journal_lines,
@@ -325,7 +341,7 @@ class Gate:
 
     def _credential_check(self, findings: _Findings, credential: Credential, *, patient: bool) -> Check:
         """Use the credential. A clear refusal is final; a server that is away or still writing is asked again."""
-        enrolment = Enrolment(name=self._options.name)
+        enrolment = self._enrolment()
         check = Check("credential", False, "It was not tried.", "credential_unclear")
         for _longer in self._tries(patient=patient):
             try:
@@ -369,6 +385,9 @@ class Gate:
                 continue
             since = started.plus(self._server_clock.bounds())
             sighting = judge_seen(seen, since)
+            if record.reports == 0:
+                check = Check("seen", False, "The control plane has not got anything from it yet.", "no_reports")
+                continue
             patience_over = self._remaining() <= 0 or self._clock.monotonic() - began >= _GRACE
             if sighting.sure or (sighting.possible and patience_over):
                 return Check("seen", True, f"The control plane saw it at {record.last_seen}, after its start.")

@@ -41,7 +41,9 @@ def completed(enrolment: Enrolment, look: Look, gathering: Gathering) -> Enrolme
         enrolment = replace(enrolment, system_info=dict(look.facts))
     if gathering.capabilities:
         enrolment = replace(enrolment, capabilities=_capabilities(look))
-    return replace(enrolment, hostname=enrolment.hostname or str(look.facts.get("hostname", "")))
+    pair = look.files.get(enrolment.certificate_path)
+    certificate = pair.content.decode("utf-8", "replace") if pair is not None else ""
+    return replace(enrolment, hostname=enrolment.hostname or str(look.facts.get("hostname", "")), certificate=certificate)
 
 
 def agent_facts(
@@ -52,7 +54,8 @@ def agent_facts(
         "agent_id": agent_id, "name": enrolment.name, "control_plane": control_plane, "url": url, "version": enrolment.version,
         "hostname": enrolment.hostname, "address": enrolment.address, "capabilities": list(enrolment.capabilities),
         "service_type": enrolment.service_type, "controller_name": enrolment.controller_name, "server_version": server_version,
-        "generation": generation,
+        "generation": generation, "labels": dict(enrolment.labels), "description": enrolment.description,
+        "certificate_path": enrolment.certificate_path, "key_path": enrolment.key_path,
     }
 
 

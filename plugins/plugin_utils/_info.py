@@ -20,14 +20,16 @@ def describe(control_plane: ControlPlane, name: str) -> dict[str, t.Any]:
     """Return the task result of agent_info: the server's state, and the agent *name* or, when that is empty, all agents.
 
     Raises Unreachable, Untrusted or ServerFault when the server cannot be used, Mismatch(clock_skew) when its clock or ours is wrong by
-    more than five minutes; each carries ``server`` as far as it is known.
+    more than five minutes, Rejected when the login that was given is refused; each carries ``server`` as far as it is known.
     """
-    server: dict[str, t.Any] = {"url": control_plane.http.url, "reachable": False, "version": "", "api_versions": [], "clock_skew": None}
+    server: dict[str, t.Any] = {"url": control_plane.http.url, "reachable": False, "version": "", "api_versions": [], "clock_skew": None,
+                              "enforced": None}
     try:
         if name:
             control_plane.rules.check(name, allow_unstable=True)
         server = _known(server, control_plane.probe())
         _check_clock(server)
+        control_plane.check_bootstrap()
         return {"changed": False, "server": server, **(_one(control_plane, name) if name else _all(control_plane))}
     except AgentsError as error:
         error.facts = {"agents": [], "server": server, **error.facts}
@@ -36,7 +38,8 @@ def describe(control_plane: ControlPlane, name: str) -> dict[str, t.Any]:
 
 def _known(server: dict[str, t.Any], state: ServerState) -> dict[str, t.Any]:
     skew = None if state.clock_skew is None else round(state.clock_skew, 1)
-    return {**server, "reachable": True, "version": state.version, "api_versions": list(state.api_versions), "clock_skew": skew}
+    known = {"reachable": True, "version": state.version, "api_versions": list(state.api_versions), "clock_skew": skew, "enforced": state.enforced}
+    return {**server, **known}
 
 
 def _check_clock(server: t.Mapping[str, t.Any]) -> None:

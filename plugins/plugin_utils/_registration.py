@@ -11,7 +11,7 @@ import typing as t
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
-from ansible_collections.muster.agents.plugins.plugin_utils._adoption import old_places
+from ansible_collections.muster.agents.plugins.plugin_utils._adoption import AGENT_ID, old_places
 from ansible_collections.muster.agents.plugins.plugin_utils._enrolment import Order, Outcome, Parts, Transaction
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Host
 from ansible_collections.muster.agents.plugins.plugin_utils._identity import Gathering
@@ -42,11 +42,12 @@ def register(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mappi
 def _order(action: ActionBase, args: t.Mapping[str, t.Any]) -> Order:
     paths = vault_paths(args.get("vault_paths")) if args.get("vault") else ()
     policy = agent_token_policy(args, control_plane=args["control_plane"], name=args["name"], paths=[item.path for item in paths])
-    reserved = (*ADAPTERS[args["control_plane"]].secret_names, "agent_id", *((policy.secret,) if policy is not None else ()))
+    adapter = ADAPTERS[args["control_plane"]]
+    reserved = (*adapter.secret_names, *adapter.optional_secrets, AGENT_ID, *((policy.secret,) if policy is not None else ()))
     return Order(
         enrolment=enrolment(args), secrets=user_secrets(args, reserved=reserved), vault_paths=paths, policy=policy,
         old_places=old_places(args.get("adopt_from")), settle_timeout=args["settle_timeout"], lease=args["lease"], adopt=args["adopt"],
-        adopt_after=args["adopt_after"], pin=args.get("pin_sha256") or "", check_mode=bool(action._task.check_mode),
+        adopt_after=args["adopt_after"], refresh_at=args["refresh_at"], pin=args.get("pin_sha256") or "", check_mode=bool(action._task.check_mode),
         gathering=Gathering.of(args))
 
 
@@ -55,7 +56,7 @@ def _parts(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mapping
     files = list(args.get("files") or ())
 
     def rendered(agent: t.Mapping[str, t.Any], secrets: t.Mapping[str, Secret]) -> tuple[RenderedFile, ...]:
-        return render(action._templar, files, task_vars, agent, secrets)
+        return render(action._templar, files, task_vars, agent, secrets, plane.optional_secrets)
 
     return Parts(
         plane=plane, host=Host(action, task_vars, store=args["store"], control_plane=args["control_plane"], name=args["name"], delivery=args["delivery"]),
@@ -75,6 +76,8 @@ def _result(outcome: Outcome, parts: Parts, *, diff: bool) -> dict[str, t.Any]:
         "policy": outcome.policy.as_result() if outcome.policy is not None else {},
         "previously_committed": any(step.phase == "COMMITTED" for step in receipt.history),
     }
+    if outcome.warnings:
+        result["warnings"] = list(outcome.warnings)
     if diff and outcome.diff:
         result["diff"] = [dict(item) for item in outcome.diff]
     return result

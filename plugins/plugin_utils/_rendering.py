@@ -67,19 +67,26 @@ def render(
     task_vars: t.Mapping[str, t.Any],
     agent: t.Mapping[str, t.Any],
     secrets: t.Mapping[str, Secret],
+    optional: t.Iterable[str] = (),
 ) -> tuple[RenderedFile, ...]:
     """Render each of *files* (validated values of the option ``files``) and check the result against its format.
 
     *templar* is the action's own (its loader reads the templates, also vault-encrypted ones). *task_vars* are the task's variables and are
     not changed. *agent* becomes ``muster_agent``, *secrets* become ``muster_secret``; neither is ever rendered a second time.
+    *optional* names secrets that may be missing: they are empty in templates, and a file that needs one is left out.
 
     Raises InvalidInput when an entry cannot be right, and RenderFailure when a template cannot be rendered or its result is not valid.
     Messages hold file names, line numbers and names, never content.
     """
     entries = list(files or ())
     _check_entries(entries)
-    scope = _Scope(_loader_of(templar), task_vars, _plain(agent), {name: _plain(secret.reveal()) for name, secret in secrets.items()})
-    return tuple(_rendered(entry, scope, secrets) for entry in entries)
+    missing = [name for name in optional if name not in secrets]
+    texts = {**dict.fromkeys(missing, ""), **{name: _plain(secret.reveal()) for name, secret in secrets.items()}}
+    for entry in entries:
+        if entry.get("needs") and entry["needs"] not in texts:
+            raise InvalidInput(f"files: {entry['path']} needs the unknown secret {entry['needs']!r}: known are {', '.join(sorted(texts))}.")
+    scope = _Scope(_loader_of(templar), task_vars, _plain(agent), texts)
+    return tuple(_rendered(entry, scope, secrets) for entry in entries if entry.get("needs") not in missing)
 
 
 @dataclass(frozen=True, repr=False)

@@ -32,7 +32,8 @@ def withdraw(order: Order, parts: Parts) -> dict[str, t.Any]:
     if parts.vault is not None:
         parts.vault.authenticate()
         parts.vault.preflight(order.vault_paths, remove=True, policy=order.policy)
-    look = parts.host.look((*parts.file_paths, *(place.path for place in order.old_places)))
+    pair = (order.enrolment.certificate_path,) if order.enrolment.certificate_path else ()
+    look = parts.host.look((*parts.file_paths, *(path for place in order.old_places for path in place.paths), *pair))
     if look.receipt is not None and look.receipt.url != parts.plane.http.url:
         raise Mismatch(
             f"The receipt on this host is of {look.receipt.url}, not of {parts.plane.http.url}: withdraw {order.enrolment.name} there.", reason="other_server")
@@ -70,7 +71,7 @@ def withdraw(order: Order, parts: Parts) -> dict[str, t.Any]:
 
 def _credential(order: Order, parts: Parts, look: Look) -> Credential | None:
     """Return the identity's credential as the host has it, None when it has none."""
-    return next((item.credential for item in candidates_on_host(look, (), parts.spool, parts.plane.secret_names)), None)
+    return next((item.credential for item in candidates_on_host(look, (), parts.spool, parts.plane.secret_names, parts.plane.optional_secrets)), None)
 
 
 def _vault(order: Order, parts: Parts, look: Look) -> tuple[tuple[VaultChange, ...], TokenOutcome | None]:

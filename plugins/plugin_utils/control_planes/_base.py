@@ -145,11 +145,15 @@ class Credential:
 
 @dataclass(frozen=True)
 class ServerState:
-    """What a look at the control plane showed. *clock_skew* is server minus controller in seconds, None when it told no time."""
+    """What a look at the control plane showed. *clock_skew* is server minus controller in seconds, None when it told no time.
+
+    *enforced* says whether it refuses agents that show no valid credential, None when it does not tell.
+    """
 
     version: str = ""
     api_versions: tuple[str, ...] = ()
     clock_skew: float | None = None
+    enforced: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -495,6 +495,7 @@ def test_a_taken_name_is_a_conflict_and_leaves_nothing_to_resume(world: World) -
 
 
 def test_a_taken_name_without_vault_names_the_ways_out(world: World) -> None:
+    world.plane.own = Secret(f"{CANARY}-own")
     world.plane.answers = [IdentityConflict("The name is registered already.")]
     error = world.fails(IdentityConflict)
     assert "vault_paths" in error.msg

@@ -42,7 +42,7 @@ from ansible_collections.muster.agents.plugins.plugin_utils._health import (
     redacted_value,
 )
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Look
-from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Credential, Enrolment, Proof, Record
+from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Credential, Enrolment, HostProof, Proof, Record
 
 TOKEN = "tok-Zx81QmPv-canary-000000000001"
 OLD_TOKEN = "tok-Yw72RnOu-canary-000000000000"
@@ -139,6 +139,12 @@ class FakePlane:
     key: str = "stacker"
     used: list[Credential] = field(default_factory=list)
     asked: int = 0
+
+    wanted: HostProof | None = None
+    reports: list[int | None] = field(default_factory=lambda: [None])
+
+    def host_proof(self, enrolment: Enrolment) -> HostProof | None:
+        return self.wanted
 
     @property
     def http(self) -> SimpleNamespace:
