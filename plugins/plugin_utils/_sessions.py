@@ -57,9 +57,15 @@ class Sessions:
                 register_with_core([token])
                 return Session(token, float(kept["expires_at"]))
             self._raise_if_refused(document)
-            session = self._tried(document, login)
-            document["session"] = {"token": session.token.reveal(), "expires_at": session.expires_at}
-            return session
+            try:
+                session = login()
+            except Rejected as error:
+                document["refused"] = {"run": _this_run(), "msg": error.msg}
+                refused = error
+            else:
+                document["session"] = {"token": session.token.reveal(), "expires_at": session.expires_at}
+                return session
+        raise refused
 
     def discard(self, who: str, secret: Secret, session: Session) -> None:
         """Forget *session*, which the server no longer takes, unless another fork has renewed it already."""
@@ -97,13 +103,6 @@ class Sessions:
             yield
             return
         raise refused[0]
-
-    def _tried(self, document: dict[str, t.Any], login: t.Callable[[], Session]) -> Session:
-        try:
-            return login()
-        except Rejected as error:
-            document["refused"] = {"run": _this_run(), "msg": error.msg}
-            raise
 
     def _raise_if_refused(self, document: dict[str, t.Any]) -> None:
         refused = document.get("refused")
