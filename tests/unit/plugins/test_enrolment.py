@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 import time
 import typing as t
@@ -49,6 +50,7 @@ from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base
     Enrolment,
     IdentityRules,
     Issued,
+    Lifetime,
     Proof,
     Record,
     ServerState,
@@ -107,6 +109,11 @@ class Plane(ControlPlane):
         self.proved: list[Credential] = []
         self.refreshed: list[str] = []
         self.own: Secret | None = None
+        self.asked_as: list[str] = []
+        self.reissues: list[Issued | AgentsError | None] = []
+        self.life: Lifetime | None = None
+        self.fresh: Issued | AgentsError | None = None
+        self.found: Record | None = Record(NAME, AGENT_ID)
 
     def issue(self, credential: Credential, *, created: bool = True, accepted: bool = True, versions: tuple[str, ...] = ("1.0",)) -> None:
         """Answer the next registration with *credential*."""
@@ -118,10 +125,30 @@ class Plane(ControlPlane):
         return self.state
 
     def find(self, name: str, credential: Credential | None) -> Record | None:
-        return Record(name, AGENT_ID)
+        return self.found
+
+    def recover(self, enrolment: Enrolment, attempt: str) -> Issued:
+        issued = self.register(enrolment, attempt)
+        self.asked_as[-1] = "recover"
+        return issued
+
+    def reissue(self, enrolment: Enrolment, known_id: str, attempt: str) -> Issued | None:
+        answer = self.reissues.pop(0)
+        if isinstance(answer, AgentsError):
+            raise answer
+        return answer
+
+    def lifetime(self, credential: Credential) -> Lifetime | None:
+        return self.life
+
+    def refresh(self, enrolment: Enrolment, credential: Credential, attempt: str) -> Issued | None:
+        if isinstance(self.fresh, AgentsError):
+            raise self.fresh
+        return self.fresh
 
     def register(self, enrolment: Enrolment, attempt: str) -> Issued:
         self.attempts.append(attempt)
+        self.asked_as.append("register")
         answer = self.answers.pop(0)
         if isinstance(answer, AgentsError):
             raise answer
@@ -738,3 +765,103 @@ def test_check_mode_changes_nothing_anywhere(situation: str, world: World, monke
 def test_check_mode_knows_no_id_of_an_agent_that_is_not_there(world: World) -> None:
     outcome = world.run(check_mode=True)
     assert (outcome.action, outcome.receipt.agent_id, dict(outcome.receipt.fingerprints)) == ("registered", "", {})
+
+
+# -- control planes with ways of their own --------------------------------------------------------------------------------------------------------
+
+
+def test_a_lost_answer_is_recovered_by_the_adapters_own_way(world: World) -> None:
+    world.plane.answers = [Ambiguous("The answer was lost on the way.")]
+    world.plane.issue(_credential())
+    assert world.run().action == "registered"
+    assert world.plane.asked_as == ["register", "recover"]
+
+
+def test_so_is_that_of_a_run_that_died(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.plane.issue(_credential("lost"))
+    monkeypatch.setenv("MUSTER_AGENTS_TEST_FAULT", "after_issue=raise")
+    world.fails(AgentsError)
+    monkeypatch.delenv("MUSTER_AGENTS_TEST_FAULT")
+    world.plane.issue(_credential())
+    assert world.run().action == "registered"
+    assert world.plane.asked_as == ["register", "recover"]
+    assert len(set(world.plane.attempts)) == 1
+
+
+@pytest.mark.parametrize(("adopt", "registered", "seen", "taken"), [
+    ("always", 1.0, 1.0, True), ("stale", 99999.0, None, True), ("stale", 99999.0, 3700.0, True), ("stale", 99999.0, 60.0, False), ("stale", 60.0, None, False),
+    ("stale", None, None, False), ("never", 99999.0, 99999.0, False),
+])
+def test_a_taken_name_is_reissued_only_when_it_may_be_taken(
+    adopt: str, registered: float | None, seen: float | None, taken: bool, world: World,
+) -> None:
+    world.plane.found = Record(
+        NAME, AGENT_ID, last_seen="" if seen is None else _moment(seen), registered_at="" if registered is None else _moment(registered))
+    world.plane.answers = [IdentityConflict("The name is registered already.")]
+    world.plane.reissues = [Issued(_credential("new"), created=True, warnings=("The old record stays.",))]
+    world.plane.accepted.append(_credential("new"))
+    if not taken:
+        assert "adopt: always" in world.fails(IdentityConflict, adopt=adopt).msg
+        assert len(world.plane.reissues) == 1
+        return
+    outcome = world.run(adopt=adopt)
+    assert (outcome.action, outcome.reason, outcome.warnings) == ("reissued", "name_taken", ("The old record stays.",))
+    assert f"TOKEN={CANARY}-new" in world.env.read_text()
+
+
+def test_a_taken_name_that_nothing_may_replace_says_so(world: World) -> None:
+    world.plane.answers = [IdentityConflict("The name is registered already.")]
+    world.plane.reissues = [None]
+    assert "remove the record" in world.fails(IdentityConflict, adopt="always").msg
+
+
+@pytest.mark.parametrize(("used", "refreshed"), [(0.1, False), (0.66, False), (0.68, True), (0.99, True)])
+def test_a_credential_is_refreshed_when_its_share_of_life_is_used(used: float, refreshed: bool, world: World) -> None:
+    world.plane.issue(_credential())
+    world.run()
+    now = time.time()
+    world.plane.life = Lifetime(now - used * 1000, now + (1 - used) * 1000)
+    world.plane.fresh = Issued(_credential("fresh"), created=False)
+    world.plane.accepted.append(_credential("fresh"))
+    planned = world.run(check_mode=True)
+    assert (planned.action, planned.changed) == (("refreshed", True) if refreshed else ("unchanged", False))
+    assert world.receipt.generation == 1
+    outcome = world.run()
+    assert (outcome.action, outcome.changed) == (("refreshed", True) if refreshed else ("unchanged", False))
+    assert world.receipt.generation == (2 if refreshed else 1)
+    assert (f"TOKEN={CANARY}-fresh" in world.env.read_text()) is refreshed
+    assert len(world.plane.attempts) == 1
+
+
+@pytest.mark.parametrize("answer", [Rejected("The secret is gone."), Ambiguous("The answer was lost."), None])
+def test_a_credential_that_cannot_be_refreshed_is_kept_while_it_is_good(answer: AgentsError | None, world: World) -> None:
+    world.plane.issue(_credential())
+    world.run()
+    world.plane.life = Lifetime(time.time() - 900, time.time() + 100)
+    world.plane.fresh = answer
+    outcome = world.run()
+    assert (outcome.action, outcome.changed) == ("unchanged", False)
+    assert bool(outcome.warnings) is (answer is not None)
+
+
+def test_a_refreshed_credential_that_is_refused_is_dropped(world: World) -> None:
+    world.plane.issue(_credential())
+    world.run()
+    world.plane.life = Lifetime(time.time() - 900, time.time() + 100)
+    world.plane.fresh = Issued(_credential("useless"), created=False)
+    outcome = world.run()
+    assert (outcome.action, world.spooled) == ("unchanged", [])
+    assert "does not accept" in outcome.warnings[0]
+    assert world.receipt.generation == 1
+
+
+def test_vault_holds_the_agents_id_where_its_readers_want_it(world: World) -> None:
+    world.with_vault = True
+    world.plane.issue(_credential())
+    paths = (VaultPath(PATH, {"jwt_token": "token", "collector_id": "agent_id"}),)
+    world.run(vault_paths=paths)
+    assert {name: value.reveal() for name, value in world.safe.entries[PATH].items()} == {"jwt_token": f"{CANARY}-one", "collector_id": AGENT_ID}
+    shutil.rmtree(world.folder / "store")
+    world.env.unlink()
+    adopted = world.run(vault_paths=paths, adopt="always")
+    assert (adopted.action, adopted.receipt.agent_id, len(world.plane.attempts)) == ("adopted", AGENT_ID, 1)
