@@ -18,7 +18,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from . import kubeatlas, pganalytics, stacker
+from . import kubeatlas, oxmon, pganalytics, stacker
 from .control import control_application
 from .core import Clock, ControlPlane, Database, Journal, Replays, Service, Shared
 from .counters import Counters
@@ -29,6 +29,7 @@ PLANES: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[ar
     (stacker.Stacker.name, stacker.add_arguments, stacker.from_arguments),
     (pganalytics.PgAnalytics.name, pganalytics.add_arguments, pganalytics.from_arguments),
     (kubeatlas.KubeAtlas.name, kubeatlas.add_arguments, kubeatlas.from_arguments),
+    (oxmon.Oxmon.name, oxmon.add_arguments, oxmon.from_arguments),
 )
 TLS_VERSIONS = {"1.1": ssl.TLSVersion.TLSv1_1, "1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
