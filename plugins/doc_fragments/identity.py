@@ -56,6 +56,14 @@ options:
   public_key:
     description: Public key (PEM) that the agent will sign requests with, for control planes that keep one.
     type: str
+  certificate_path:
+    description:
+      - Path on the host of the agent's client certificate (PEM), for control planes whose agents prove themselves by one. It must be there with its
+        key; M(muster.agents.cert_issue) makes the pair.
+    type: str
+  key_path:
+    description: Path on the host of the private key that belongs to O(certificate_path). It is tried there and never leaves the host.
+    type: str
   allow_unstable_name:
     description:
       - Whether O(name) may look like one that changes at every run or that two agents could share. Names with a date, a time or an epoch in

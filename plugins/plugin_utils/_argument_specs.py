@@ -61,6 +61,8 @@ IDENTITY: Spec = {
     "service_type": {"type": "str"},
     "controller_name": {"type": "str"},
     "public_key": {"type": "str", "no_log": False},
+    "certificate_path": {"type": "str"},
+    "key_path": {"type": "str", "no_log": False},
     "allow_unstable_name": {"type": "bool", "default": False},
 }
 

@@ -83,7 +83,8 @@ def enrolment(args: t.Mapping[str, t.Any]) -> Enrolment:
         system_info=dict(args.get("system_info") or {}), hostname=args.get("hostname") or "", address=args.get("address") or "",
         labels=dict(args.get("labels") or {}), description=args.get("description") or "", service_type=args.get("service_type") or "",
         controller_name=args.get("controller_name") or "", public_key=args.get("public_key") or "",
-        allow_unstable_name=bool(args.get("allow_unstable_name")))
+        allow_unstable_name=bool(args.get("allow_unstable_name")), certificate_path=args.get("certificate_path") or "",
+        key_path=args.get("key_path") or "")
 
 
 def control_plane(args: t.Mapping[str, t.Any]) -> ControlPlane:

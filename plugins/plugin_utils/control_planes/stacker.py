@@ -95,6 +95,15 @@ class Stacker(ControlPlane):
         document = answer.json if isinstance(answer.json, dict) else {}
         return ServerState(version=str(document.get("version") or ""), clock_skew=self.http.clock_skew)
 
+    def check_bootstrap(self) -> None:
+        """Log in where a user is given; an admin token shows only when something is registered."""
+        if self.bootstrap.username:
+            self._login()
+
+    def bootstrap_secret(self) -> Secret | None:
+        """Return the user's password, or the admin token."""
+        return self.bootstrap.password if self.bootstrap.username else self.bootstrap.admin_token
+
     def find(self, name: str, credential: Credential | None) -> Record | None:
         """Return the snapshot of *name*; the server shows it to an agent or a user only, so without either the answer is None."""
         answer = self._ask_snapshot(name, self._reader(credential))
@@ -182,15 +191,8 @@ class Stacker(ControlPlane):
         return {}
 
     def _link(self, enrolment: Enrolment, attempt: str) -> Issued:
-        """Log in as a user and link the deployment, which proves who owns it, then send the metadata that linking has no place for."""
-        password = self.bootstrap.password
-        if password is None:
-            raise InvalidInput("username is set without password: give password or password_file.")
-        login = self.http.send("POST", f"{_API}/agent/login", json_body={"email": self.bootstrap.username, "password": password.reveal()}, read=True)
-        session = (login.json or {}).get("session_token") if login.status == 200 and isinstance(login.json, dict) else None
-        if not session:
-            raise Rejected(f"{self.http.url} refuses the login of {self.bootstrap.username} (HTTP {login.status}): check username and password.",
-                           reason="bad_bootstrap")
+        """Link the deployment in a user's session, which proves who owns it, then send the metadata that linking has no place for."""
+        session = self._login()
         fingerprint = {"hostname": enrolment.hostname or enrolment.system_info.get("hostname", ""), "address": enrolment.address}
         body = {"session_token": session, "deployment_id": enrolment.name, "server_fingerprint": fingerprint, "capabilities": list(enrolment.capabilities)}
         answer = self.http.send("POST", f"{_API}/agent/link", json_body=body, headers={"Idempotency-Key": attempt})
@@ -201,6 +203,18 @@ class Stacker(ControlPlane):
         if answer.status == 403:
             raise Rejected(f"{self.bootstrap.username} does not own the deployment {enrolment.name} at {self.http.url}: use its owner's login.")
         return self._issued(answer, enrolment)
+
+    def _login(self) -> str:
+        """Log in as the user and return the session's token. Raises Rejected when the login is refused."""
+        password = self.bootstrap.password
+        if password is None:
+            raise InvalidInput("username is set without password: give password or password_file.")
+        login = self.http.send("POST", f"{_API}/agent/login", json_body={"email": self.bootstrap.username, "password": password.reveal()}, read=True)
+        session = (login.json or {}).get("session_token") if login.status == 200 and isinstance(login.json, dict) else None
+        if not session:
+            raise Rejected(f"{self.http.url} refuses the login of {self.bootstrap.username} (HTTP {login.status}): check username and password.",
+                           reason="bad_bootstrap")
+        return str(session)
 
     def _issued(self, answer: Answer, enrolment: Enrolment) -> Issued:
         if answer.status not in (200, 201):
