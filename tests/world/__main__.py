@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--network", metavar="CIDR", help="network of the hosts (default: 10.231.7.0/24)")
     parser.add_argument("--control-plane-port", type=int, metavar="PORT")
     parser.add_argument("--control-port", type=int, metavar="PORT", help="the control plane's API for tests")
+    parser.add_argument("--both-contracts", action=argparse.BooleanOptionalAction, help="a second control plane speaks the other contract")
     parser.add_argument("--vault-port", type=int, metavar="PORT")
     parser.add_argument("--trust-ca", action=argparse.BooleanOptionalAction, help="let the hosts' system store trust the world's CA")
     return parser
@@ -54,6 +55,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         "control_plane_port": arguments.control_plane_port,
         "control_port": arguments.control_port,
         "vault_port": arguments.vault_port,
+        "both_contracts": arguments.both_contracts,
         "trust_ca": arguments.trust_ca,
     }
     return dataclasses.replace(base, **{name: value for name, value in changes.items() if value is not None})

@@ -29,6 +29,8 @@ __all__ = ["DEFAULT_NETWORK", "SUITES", "Fleet", "Host"]
 SUITES: Mapping[str, int] = {"bookworm": 11, "trixie": 12, "bullseye": 13}
 """Debian releases a host can run, and the last byte of the host's address."""
 
+_FURTHER = 20  # from the address of a suite's host to that of its next one
+
 DEFAULT_NETWORK = "10.231.7.0/24"
 
 _IMAGES = Path(__file__).resolve().parent.parent / "images"
@@ -67,10 +69,10 @@ class Host:
 
 
 class Fleet:
-    """The hosts of one world, one per suite, on one podman network whose gateway is the machine itself."""
+    """The hosts of one world, one for each suite that is named, on one podman network whose gateway is the machine itself."""
 
     def __init__(self, directory: Path, *, name: str = "muster", network: str = DEFAULT_NETWORK, suites: Sequence[str] = ()) -> None:
-        """``directory`` keeps the ssh key. ``name`` prefixes containers and the podman network; ``suites`` are keys of SUITES."""
+        """``directory`` keeps the ssh key. ``name`` prefixes containers and the podman network; ``suites`` are keys of SUITES, which may recur."""
         unknown = [suite for suite in suites if suite not in SUITES]
         if unknown:
             raise WorldError(f"No image recipe for {', '.join(unknown)}.", f"Choose from {', '.join(SUITES)}.")
@@ -78,7 +80,7 @@ class Fleet:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.name = name
         self.network = IPv4Network(network)
-        self.hosts = tuple(Host(f"{name}-{suite}", suite, str(self.network[SUITES[suite]])) for suite in suites)
+        self.hosts = tuple(self._host(suite, suites[:number].count(suite)) for number, suite in enumerate(suites))
         self.key_file = directory / "id_ed25519"
         self._environment = _podman_environment(directory)
 
@@ -86,6 +88,11 @@ class Fleet:
     def gateway(self) -> str:
         """The machine's own address as the hosts see it."""
         return str(IPv4Address(self.network[1]))
+
+    def _host(self, suite: str, before: int) -> Host:
+        """Describe the next host of a suite, of which there are ``before`` already."""
+        suffix = f"-{before + 1}" if before else ""
+        return Host(f"{self.name}-{suite}{suffix}", suite, str(self.network[SUITES[suite] + _FURTHER * before]))
 
     # -- life
 
@@ -95,9 +102,10 @@ class Fleet:
         ``trust``: a CA file that the hosts' system store shall trust. Returns the names of the hosts that had to be started.
         """
         self._make_key()
+        suites = list(dict.fromkeys(host.suite for host in self.hosts))
         with ThreadPoolExecutor(max_workers=2) as pool:
-            images = list(pool.map(self._image, [host.suite for host in self.hosts]))
-        started = [host.name for host, image in zip(self.hosts, images) if self._run(host, image, trust)]
+            images = dict(zip(suites, pool.map(self._image, suites)))
+        started = [host.name for host in self.hosts if self._run(host, images[host.suite], trust)]
         for host in self.hosts:
             self._wait(host)
             if trust and host.name in started:

@@ -20,7 +20,7 @@ from .errors import WorldError
 from .machine import TOP
 from .processes import Daemon
 
-__all__ = ["Reference", "VaultAccess", "build_releases"]
+__all__ = ["Reference", "VaultAccess", "build_releases", "control_plane_arguments"]
 
 _TESTS = TOP / "tests"
 
@@ -44,6 +44,12 @@ def build_releases(directory: Path, version: str) -> None:
         raise WorldError(f"The reference agent cannot be built:\n{done.stderr}")
 
 
+def control_plane_arguments(operator: Path) -> list[str]:
+    """Return what single control planes are started with. Secrets that operators have of them are written into the folder ``operator``."""
+    operator.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return []
+
+
 class Reference:
     """One control plane in one directory: ``state.sqlite``, ``requests.log``, ``ready.json``, ``pid``."""
 
@@ -55,10 +61,15 @@ class Reference:
         listen: Sequence[str],
         control_port: int,
         server: KeyPair,
+        client_ca: Path,
         vault: VaultAccess,
         releases: Path,
+        arguments: Sequence[str] = (),
     ) -> None:
-        """``listen``: ``HOST:PORT`` of each TLS listener. ``control_port``: the tests' own API, on loopback only."""
+        """``listen``: ``HOST:PORT`` of each TLS listener. ``control_port``: the tests' own API, on loopback only.
+
+        ``client_ca`` signs the client certificates that it asks for and does without; ``arguments`` are those of single control planes.
+        """
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._ready = directory / "ready.json"
@@ -68,6 +79,7 @@ class Reference:
             *(f"--listen={address}" for address in listen),
             f"--tls-cert={server.cert}",
             f"--tls-key={server.key}",
+            f"--client-ca={client_ca}",
             f"--state={directory / 'state.sqlite'}",
             f"--control-listen=127.0.0.1:{control_port}",
             f"--ready-file={self._ready}",
@@ -77,6 +89,7 @@ class Reference:
             f"--vault-prefix={vault.prefix}",
             f"--releases={releases}",
             f"--log={directory / 'requests.log'}",
+            *arguments,
         ]
 
     def running(self) -> bool:

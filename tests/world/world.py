@@ -22,9 +22,12 @@ from .hosts import DEFAULT_NETWORK, Fleet, Host
 from .machine import install_packages, packages_for, require_root
 from .openbao import OpenBao
 from .processes import port_in_use
-from .reference import Reference, VaultAccess, build_releases
+from .reference import Reference, VaultAccess, build_releases, control_plane_arguments
 
 __all__ = ["Settings", "World", "agent_name"]
+
+CONTRACTS = ("documented", "shipped")
+_SECOND = 2  # from the first contract's ports to the second's
 
 _SERVER_POLICY = """
 path "status_panel/*" { capabilities = ["create", "read", "update", "delete", "list"] }
@@ -66,6 +69,7 @@ class Settings:
     suites: tuple[str, ...] = ("bookworm", "trixie")
     control_plane_port: int = 18443
     control_port: int = 18444
+    both_contracts: bool = False
     vault_port: int = 18200
     trust_ca: bool = False
     agent_version: str = "1.0.0"
@@ -95,14 +99,24 @@ class World:
         self.vault = OpenBao(self.directory / "openbao", ca=self.ca, addresses=self._listen, port=settings.vault_port, storage="raft", server=self._server)
         self.server_token_file = self.directory / "openbao" / "server-token"
         self.operator_token_file = self.directory / "openbao" / "operator-token"
-        self.reference = Reference(
-            self.directory / "reference",
-            contract=settings.contract,
-            listen=[f"{address}:{settings.control_plane_port}" for address in self._listen],
-            control_port=settings.control_port,
+        self.references = {settings.contract: self._reference(settings.contract, 0)}
+        if settings.both_contracts:
+            other = next(contract for contract in CONTRACTS if contract != settings.contract)
+            self.references[other] = self._reference(other, _SECOND)
+        self.reference = self.references[settings.contract]
+
+    def _reference(self, contract: str, offset: int) -> Reference:
+        """Describe the control planes of one contract, at the world's ports plus ``offset``."""
+        return Reference(
+            self.directory / ("reference" if offset == 0 else f"reference-{contract}"),
+            contract=contract,
+            listen=[f"{address}:{self.settings.control_plane_port + offset}" for address in self._listen],
+            control_port=self.settings.control_port + offset,
             server=self._server,
+            client_ca=self.ca.ca_file,
             vault=VaultAccess(self.vault.url, self.ca.ca_file, self.server_token_file, "status_panel"),
             releases=self.releases,
+            arguments=control_plane_arguments(self.directory / "operator"),
         )
 
     # -- where things are
@@ -153,14 +167,16 @@ class World:
             started = self.fleet.up(self.ca.ca_file if self.settings.trust_ca else None)
             self._start_vault()
             build_releases(self.releases, self.settings.agent_version)
-            self.reference.start()
+            for reference in self.references.values():
+                reference.start()
             self._check_reach(started)
             self._write_files()
 
     def down(self) -> None:
         """End everything this world started and remove its directory."""
         with self._locked():
-            self.reference.stop()
+            for reference in self.references.values():
+                reference.stop()
             self.vault.stop()
             if self.settings.suites:
                 self.fleet.down()
@@ -183,8 +199,9 @@ class World:
 
     def _check_ports(self) -> None:
         wanted = [("OpenBao", "--vault-port", self.settings.vault_port, self.vault.running())]
-        for option, port in (("--control-plane-port", self.settings.control_plane_port), ("--control-port", self.settings.control_port)):
-            wanted.append(("the control plane", option, port, self.reference.running()))
+        for number, reference in enumerate(self.references.values()):
+            for option, port in (("--control-plane-port", self.settings.control_plane_port), ("--control-port", self.settings.control_port)):
+                wanted.append(("the control plane", option, port + number * _SECOND, reference.running()))
         for what, option, port, ours in wanted:
             if not ours and port_in_use("127.0.0.1", port):
                 raise WorldError(
@@ -222,8 +239,10 @@ class World:
             "ansible_ssh_pipelining": True,
             "ansible_python_interpreter": "/usr/bin/python3",
         }
-        hosts = {host.name: {"ansible_host": host.address} for host in self.fleet.hosts}
-        _write_yaml(self.inventory, {"agents": {"vars": common, "hosts": hosts}})
+        first = {suite: next(host for host in self.fleet.hosts if host.suite == suite) for suite in self.settings.suites}
+        agents = {host.name: {"ansible_host": host.address} for host in first.values()}
+        more = {host.name: {"ansible_host": host.address} for host in self.fleet.hosts if host.name not in agents}
+        _write_yaml(self.inventory, {"agents": {"vars": common, "hosts": agents}, "more": {"vars": common, "hosts": more}})
         _write_yaml(self.demo_variables, self.variables())
         # Beside the inventory too, where a play can override them, which it cannot with --extra-vars.
         beside = self.directory / "group_vars" / "agents.yml"
