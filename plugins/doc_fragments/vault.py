@@ -6,20 +6,13 @@
 
 from __future__ import annotations
 
-
-class ModuleDocFragment:
-    """Mirrors VAULT of plugin_utils/_argument_specs.py."""
-
-    DOCUMENTATION = r"""
+_LOGIN = r"""
 options:
   vault:
     description:
       - How to reach Vault or OpenBao and log in there. All requests are sent from the controller, so the host needs no way to it and sees none of
         these credentials.
       - One login serves the whole task. A token that a login issued is revoked when the task ends; a token you bring is left alone.
-      - The token needs C(create), C(read) and C(update) on each path of O(vault_paths). To take entries away it needs C(read), C(update) and
-        C(delete) on the path, or on KV v2 C(read) and C(update) on the path and C(delete) on the same path with C(metadata) in place of C(data).
-        All of this is checked before anything is written anywhere.
     type: dict
     suboptions:
       url:
@@ -108,9 +101,15 @@ options:
         description: Seconds to wait for a connection, and for each answer.
         type: float
         default: 10.0
+"""
+
+_PATHS = r"""
   vault_paths:
     description:
       - Where Vault keeps the credentials, one item for each entry. Fields that others keep in the same entry stay as they are.
+      - The token needs C(create), C(read) and C(update) on each path. To take entries away it needs C(read), C(update) and
+        C(delete) on the path, or on KV v2 C(read) and C(update) on the path and C(delete) on the same path with C(metadata) in place of C(data).
+        All of this is checked before anything is written anywhere.
       - On KV v2 each write is guarded by check-and-set, so that nothing written by others meanwhile is lost. KV v1 has no such guard.
     type: list
     elements: dict
@@ -132,3 +131,12 @@ options:
         type: dict
         required: true
 """
+
+
+class ModuleDocFragment:
+    """Mirrors VAULT of plugin_utils/_argument_specs.py."""
+
+    DOCUMENTATION = _LOGIN + _PATHS
+
+    # For modules that log in there and keep nothing in a KV engine.
+    LOGIN = _LOGIN

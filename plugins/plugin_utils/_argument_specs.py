@@ -9,7 +9,8 @@ from __future__ import annotations
 import typing as t
 
 __all__ = [
-    "AGENT_TOKEN_POLICY", "CONTROL_PLANE", "CONTROL_PLANES", "ENROLMENT", "FILES", "IDENTITY", "SECRETS", "STORE", "TRANSPORT", "VAULT", "Spec",
+    "AGENT_TOKEN_POLICY", "CERTIFICATE", "CONTROL_PLANE", "CONTROL_PLANES", "ENROLMENT", "FILES", "IDENTITY", "ISSUER", "SECRETS", "STORE", "TRANSPORT",
+    "VAULT", "Spec",
 ]
 
 Spec = dict[str, dict[str, t.Any]]
@@ -33,6 +34,7 @@ CONTROL_PLANE: Spec = {
     "client_id": {"type": "str"},
     **_secret("client_secret"),
     "issuer_url": {"type": "str"},
+    "grpc_endpoint": {"type": "str"},
 }
 
 TRANSPORT: Spec = {
@@ -169,4 +171,57 @@ AGENT_TOKEN_POLICY: Spec = {
             "secret": {"type": "str", "default": "vault_token", "no_log": False},
         },
     },
+}
+
+CERTIFICATE: Spec = {
+    "name": {"type": "str"},
+    "certificate_path": {"type": "str"},
+    "key_path": {"type": "str", "no_log": False},
+    "ca_path": {"type": "str"},
+    "include_chain": {"type": "bool", "default": True},
+    "subject": {"type": "dict"},
+    "subject_alt_name": {"type": "list", "elements": "str", "default": []},
+    "key_usage": {
+        "type": "list", "elements": "str", "no_log": False,
+        "choices": ["digitalSignature", "contentCommitment", "keyEncipherment", "dataEncipherment", "keyAgreement", "encipherOnly", "decipherOnly"],
+    },
+    "extended_key_usage": {"type": "list", "elements": "str", "default": ["clientAuth"], "no_log": False},
+    "key_type": {"type": "str", "choices": ["ec", "ed25519", "rsa"], "default": "ec", "no_log": False},
+    "key_size": {"type": "int", "default": 3072, "no_log": False},
+    "valid_days": {"type": "int", "default": 365},
+    "renew_days": {"type": "int"},
+    "renew_at": {"type": "float"},
+    "renew_jitter": {"type": "float", "default": 0.05},
+    "force": {"type": "bool", "default": False},
+    "owner": {"type": "str", "default": "root"},
+    "group": {"type": "str", "default": "root"},
+    "key_mode": {"type": "str", "default": "0600", "no_log": False},
+    "certificate_mode": {"type": "str", "default": "0644"},
+    "directory_mode": {"type": "str", "default": "0755"},
+}
+
+ISSUER: Spec = {
+    "issuer": {"type": "str", "choices": ["own_ca", "vault_pki", "remote_signer"]},
+    "own_ca": {
+        "type": "dict",
+        "options": {
+            "certificate": {"type": "path", "required": True},
+            "key": {"type": "path", "required": True, "no_log": False},
+            **_secret("passphrase"),
+            "directory": {"type": "path"},
+            "crl_days": {"type": "int", "default": 30},
+            "crl_url": {"type": "str"},
+        },
+    },
+    "vault_pki": {
+        "type": "dict",
+        "options": {
+            "mount": {"type": "str", "default": "pki"},
+            "role": {"type": "str", "required": True},
+            "issuer_ref": {"type": "str", "default": "default"},
+        },
+    },
+    "url": {"type": "str"},
+    "issuer_ca": {"type": "path"},
+    "controller_name": {"type": "str"},
 }

@@ -20,7 +20,7 @@ __all__ = ["POINTS", "reach"]
 
 POINTS = (
     "after_probe", "after_look", "before_issue", "after_issue", "after_spool", "after_settle", "after_vault", "after_mint", "before_delivery",
-    "after_delivery", "before_commit", "after_commit",
+    "after_delivery", "before_commit", "after_commit", "after_key", "after_sign", "before_install", "after_install", "after_revoke",
 )
 _SWITCH = "MUSTER_AGENTS_TEST_FAULT"
 

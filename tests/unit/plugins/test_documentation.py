@@ -33,7 +33,7 @@ FILTERS = sorted(path.stem for path in (ROOT / "plugins" / "filter").glob("[a-z]
 FRAGMENTS = sorted(path.stem for path in (ROOT / "plugins" / "doc_fragments").glob("[a-z]*.py") if path.stem != "attributes")
 GROUPS: dict[str, list[str]] = yaml.safe_load((ROOT / "meta" / "runtime.yml").read_text())["action_groups"]
 # What module_defaults of a group may set: every option of these fragments is accepted by every member.
-GROUP_FRAGMENTS = {"agents": ("control_plane", "transport"), "vault": ("vault",)}
+GROUP_FRAGMENTS = {"agents": ("control_plane", "transport"), "vault": ("vault",), "certificates": ("certificate", "issuer")}
 TASK_KEYWORDS = frozenset({
     "any_errors_fatal", "become", "block", "changed_when", "check_mode", "delegate_to", "diff", "failed_when", "loop", "loop_control", "name", "no_log",
     "register", "rescue", "run_once", "until", "vars", "when",
