@@ -589,11 +589,10 @@ class PgAnalytics(ControlPlane):
         size = self.config.page_size
         found = [self.shown(collector) for collector in reversed(self.records.every())]
         page = 1 if self.paging == "stub" else _positive(call.query.get("page"), 1)
-        data = found[(page - 1) * size : page * size]
-        pages = max(1, -(-len(found) // size))
         if self.paging == "endless":
-            data = [{**self._invented(page, number)} for number in range(2)]
-            pages = page + 1
+            data = [self._invented(page, number) for number in range(2)]
+            return Answer.of_json(200, {"data": data, "page": page, "page_size": 2, "total_pages": page + 1})
+        data, pages = found[(page - 1) * size : page * size], max(1, -(-len(found) // size))
         return Answer.of_json(200, {"data": data, "total": len(found), "page": page, "page_size": size, "total_pages": pages})
 
     def may_list(self) -> None:
