@@ -74,6 +74,27 @@ options:
       - How long a unit must have been up before it counts as up, in seconds. A process that ends at once is not taken for a good one then.
     type: float
     default: 1
+  pair:
+    description:
+      - A client certificate and its key on the host, for agents that prove themselves by one.
+      - It is tried once, without waiting, whether the key belongs to the certificate and nobody else may read it; with O(pair.url) also whether a
+        server takes the pair. The key is read by OpenSSL on the host and goes nowhere.
+    type: dict
+    suboptions:
+      certificate:
+        description: Path of the certificate (PEM), the agent's own first.
+        type: str
+        required: true
+      key:
+        description: Path of its private key (PEM, not encrypted).
+        type: str
+        required: true
+      url:
+        description: An address to fetch over mutual TLS, beginning with C(https://). It is fetched once; redirects are not followed.
+        type: str
+      ca:
+        description: PEM text of the CAs that the server's certificate is checked with. Without it the host's own are used.
+        type: str
   journal_lines:
     description:
       - How many lines of the units' journal to bring.
@@ -109,6 +130,14 @@ EXAMPLES = r"""
     timeout: 20
   register: probe
 
+- name: Try a certificate with its key, and let the control plane see it
+  muster.agents.agent_probe:
+    pair:
+      certificate: /etc/kubeatlas/certs/agent.crt
+      key: /etc/kubeatlas/certs/agent.key
+      url: https://kubeatlas.example.com/health
+  register: probe
+
 - name: Stop with the reason when it did not become good
   ansible.builtin.assert:
     that: probe.ok
@@ -125,6 +154,8 @@ reason:
   description:
     - V(ok), or the first thing that is wrong, among V(unit_not_found), V(unit_masked), V(unit_failed), V(unit_exits), V(unit_flapping),
       V(unit_starting), V(unit_inactive), V(port_taken), V(no_answer), V(status_not_ok), V(refresh_failed) and V(token_stale).
+    - Of O(pair), among V(certificate_missing), V(certificate_unreadable), V(key_missing), V(key_unreadable), V(key_mode), V(key_mismatch),
+      V(pair_unusable), V(server_unreachable), V(server_untrusted), V(tls_refused) and V(certificate_refused).
   type: str
   returned: always
   sample: unit_exits
@@ -259,6 +290,7 @@ from ansible_collections.muster.agents.plugins.module_utils._local_probe import 
     wait_until_good,
     worst,
 )
+from ansible_collections.muster.agents.plugins.module_utils._pair_probe import PairFiles, check_pair
 
 _BOOTED = Path("/run/systemd/system")  # sd_booted(3): the directory exists where systemd is the init
 
@@ -274,6 +306,16 @@ def main() -> None:
             "token_age_max": {"type": "int", "default": 600, "no_log": False},
             "timeout": {"type": "float", "default": 0},
             "settle": {"type": "float", "default": 1},
+            "pair": {
+                "type": "dict",
+                "no_log": False,
+                "options": {
+                    "certificate": {"type": "str", "required": True},
+                    "key": {"type": "str", "required": True, "no_log": False},
+                    "url": {"type": "str"},
+                    "ca": {"type": "str"},
+                },
+            },
             "journal_lines": {"type": "int", "default": 40},
             "journal": {"type": "str", "choices": ["failure", "always", "never"], "default": "failure"},
         },
@@ -282,12 +324,13 @@ def main() -> None:
     began = time.monotonic()
     module.run_command_environ_update = {"LC_ALL": "C", "LANGUAGE": "C", "SYSTEMD_COLORS": "0"}
     probe = Probe(_expectation(module), module.run_command)
+    pair = _pair(module)
     _require_systemd(module)
     try:
         checks = wait_until_good(probe.look, module.params["timeout"])
     except ProbeError as error:
         module.fail_json(msg=str(error), reason="no_systemd")
-    result = _result(probe, checks)
+    result = _result(probe, [*checks, *(check_pair(pair) if pair is not None else ())])
     wanted = module.params["journal"]
     if wanted == "always" or (wanted == "failure" and not result["ok"]):
         result["journal"] = probe.journal(module.params["journal_lines"])
@@ -304,6 +347,16 @@ def _expectation(module: AnsibleModule) -> Expectation:
     return Expectation(
         units=tuple(params["units"]), health_url=url, health_status=params["health_status"], vault_enabled=params["vault_enabled"],
         token_age_max=params["token_age_max"], settle=params["settle"])
+
+
+def _pair(module: AnsibleModule) -> PairFiles | None:
+    given = module.params["pair"]
+    if given is None:
+        return None
+    url = given["url"] or ""
+    if url and not url.startswith("https://"):
+        module.fail_json(msg=f"pair.url {url!r} does not begin with https://.", reason="invalid_input")
+    return PairFiles(certificate=given["certificate"], key=given["key"], url=url, ca=given["ca"] or "")
 
 
 def _require_systemd(module: AnsibleModule) -> None:
