@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import typing as t
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -92,6 +93,8 @@ class FakeHost:
     root: str = "/var/lib/muster/stacker/" + NAME
     asked: list[dict[str, t.Any]] = field(default_factory=list)
     written: list[Receipt] = field(default_factory=list)
+    pair: list[Check] = field(default_factory=list)
+    pairs: list[dict[str, t.Any]] = field(default_factory=list)
 
     def look(self) -> Look:
         text = self.receipt.dump() if self.receipt is not None else b""
@@ -110,6 +113,9 @@ class FakeHost:
 
     def execute(self, module: str, args: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         assert module == "muster.agents.agent_probe"
+        if "pair" in args:
+            self.pairs.append(args["pair"])
+            return {"checks": [check.as_result() for check in self.pair]}
         self.asked.append(dict(args))
         if self.probe_failure is not None:
             return self.probe_failure
@@ -141,6 +147,7 @@ class FakePlane:
     asked: int = 0
 
     wanted: HostProof | None = None
+    ca_cert: str = ""
     reports: list[int | None] = field(default_factory=lambda: [None])
 
     def host_proof(self, enrolment: Enrolment) -> HostProof | None:
@@ -148,7 +155,7 @@ class FakePlane:
 
     @property
     def http(self) -> SimpleNamespace:
-        return SimpleNamespace(clock_skew=self.skew)
+        return SimpleNamespace(clock_skew=self.skew, transport=SimpleNamespace(ca_cert=self.ca_cert))
 
     def prove(self, enrolment: Enrolment, credential: Credential) -> Proof:
         assert enrolment.name == NAME
@@ -164,7 +171,7 @@ class FakePlane:
         answer = self.seen[min(self.asked, len(self.seen)) - 1]
         if isinstance(answer, Exception):
             raise answer
-        return None if answer is None else Record(name, last_seen=answer)
+        return None if answer is None else Record(name, last_seen=answer, reports=self.reports[min(self.asked, len(self.reports)) - 1])
 
 
 class World:
@@ -355,6 +362,35 @@ class TestCredential:
         assert world.clock.passed == 0
 
 
+class TestPair:
+    """Agents whose key never leaves the host: the host itself uses the pair."""
+
+    WANTED = HostProof("/etc/agent/agent.crt", "/etc/agent/agent.key", "https://plane.example.com/health")
+
+    def test_the_host_tries_the_pair_with_the_cas_text(self, tmp_path: Path) -> None:
+        ca = tmp_path / "ca.pem"
+        ca.write_text("the CA's text")
+        world = World({"pair": [Check("pair", True, "Key and certificate belong together."), Check("mtls", True, "Accepted.")]},
+                      {"wanted": self.WANTED, "ca_cert": str(ca)})
+        result = world.run()
+        assert result["action"] == "committed"
+        assert check_of(result, "mtls")["ok"]
+        assert world.host.pairs == [{
+            "certificate": "/etc/agent/agent.crt", "key": "/etc/agent/agent.key", "url": "https://plane.example.com/health", "ca": "the CA's text"}]
+
+    def test_a_pair_that_is_none_keeps_the_gate_red(self) -> None:
+        world = World({"pair": [Check("pair", False, "The key belongs to another certificate.", "key_mismatch", final=True)]}, {"wanted": self.WANTED})
+        result = world.red()
+        assert result["reason"] == "key_mismatch"
+        assert "cert_issue" in result["msg"]
+        assert world.plane.asked == 0
+
+    def test_without_a_pair_nothing_is_tried(self) -> None:
+        world = World()
+        assert world.run()["action"] == "committed"
+        assert world.host.pairs == []
+
+
 class TestSeen:
     def test_a_sign_of_life_from_before_the_start_does_not_count(self) -> None:
         result = World(plane={"seen": [iso(EPOCH - UPTIME - 5)]}, wait=4.0).red()
@@ -389,6 +425,16 @@ class TestSeen:
     def test_a_plane_that_does_not_tell_is_not_judged_and_says_so(self) -> None:
         result = World(plane={"seen": [None]}).run()
         assert check_of(result, "seen")["skipped"]
+
+    def test_an_agent_that_delivered_nothing_yet_is_waited_for(self) -> None:
+        world = World(plane={"reports": [0, 0, 3]})
+        assert world.run()["action"] == "committed"
+        assert world.plane.asked == 3
+
+    def test_an_agent_that_never_delivers_is_red(self) -> None:
+        result = World(plane={"reports": [0]}, wait=4.0).red()
+        assert result["reason"] == "no_reports"
+        assert "more attempts" in result["msg"]
 
     def test_seen_false_does_not_ask(self) -> None:
         world = World(seen=False)
