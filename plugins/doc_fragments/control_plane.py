@@ -71,4 +71,12 @@ options:
   issuer_url:
     description: OpenID Connect issuer that the control plane trusts. V(stacker) has none and ignores it.
     type: str
+  grpc_endpoint:
+    description:
+      - Where the control plane takes what agents report by gRPC, as the controller reaches it, such as V(metrics.example.com:9090), or
+        V(https://metrics.example.com:443) where TLS is terminated before it. Used by V(oxmon) alone, to prove tokens.
+      - The default is the host of O(url) with the port that the control plane names, else 9090.
+      - A token is sent there in clear text only to a loopback address or with O(allow_plaintext=true). Otherwise it is not tried, and the proof
+        says so.
+    type: str
 """

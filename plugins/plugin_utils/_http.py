@@ -85,6 +85,7 @@ class Transport:
     """How to reach a server. timeout is in seconds, for connecting and for each read; retries counts further tries of what is safe to repeat.
 
     pin_sha256: SHA-256 of the server's certificate in hexadecimal (colons allowed) or of its public key (SPKI) in base64, as in RFC 7469.
+    grpc_endpoint: where a control plane takes what agents report by gRPC, empty to derive it.
     patience: seconds after which a server that keeps asking to wait has failed. redirects: whether a redirect is an answer; it is never followed.
     """
 
@@ -99,6 +100,7 @@ class Transport:
     timeout: float = 10.0
     retries: int = 3
     allow_plaintext: bool = False
+    grpc_endpoint: str = ""
     patience: float = 900.0
     redirects: bool = False
 

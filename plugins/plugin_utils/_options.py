@@ -65,7 +65,7 @@ def transport(args: t.Mapping[str, t.Any]) -> Transport:
         ca_cert=args.get("ca_cert") or "", client_cert=args.get("client_cert") or "", client_key=args.get("client_key") or "",
         validate_certs=args["validate_certs"], pin_sha256=args.get("pin_sha256") or "", tls_min_version=args["tls_min_version"],
         ciphers=args.get("ciphers") or "", proxy=args.get("proxy") or "", timeout=args["timeout"], retries=args["retries"],
-        allow_plaintext=args["allow_plaintext"])
+        allow_plaintext=args["allow_plaintext"], grpc_endpoint=args.get("grpc_endpoint") or "")
 
 
 def bootstrap(args: t.Mapping[str, t.Any]) -> Bootstrap:
