@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import urllib.request
@@ -15,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .ca import KeyPair
+from .ca import KeyPair, write_private
 from .errors import WorldError
 from .machine import TOP
 from .processes import Daemon
 
 __all__ = ["Reference", "VaultAccess", "build_releases", "control_plane_arguments"]
 
+OPERATOR_SECRETS = ("registration-secret", "password", "client-secret")
 _TESTS = TOP / "tests"
 
 
@@ -44,10 +46,24 @@ def build_releases(directory: Path, version: str) -> None:
         raise WorldError(f"The reference agent cannot be built:\n{done.stderr}")
 
 
-def control_plane_arguments(operator: Path) -> list[str]:
-    """Return what single control planes are started with. Secrets that operators have of them are written into the folder ``operator``."""
+def control_plane_arguments(operator: Path, reports: str) -> list[str]:
+    """Return what single control planes are started with; ``reports``: ``HOST:PORT`` for agents that report by gRPC.
+
+    The operator's secrets are made once and kept in the folder ``operator``, one file each.
+    """
     operator.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return []
+    for name in OPERATOR_SECRETS:
+        if not (operator / name).exists():
+            write_private(operator / name, secrets.token_urlsafe(32))
+    held = {name: (operator / name).read_text() for name in OPERATOR_SECRETS}
+    return [
+        f"--pganalytics-secret={held['registration-secret']}",
+        f"--pganalytics-user=operator:{held['password']}",
+        f"--kubeatlas-user=operator:{held['password']}:operator@example.com",
+        f"--kubeatlas-client=muster:{held['client-secret']}:muster@example.com",
+        f"--oxmon-user=operator:{held['password']}",
+        f"--oxmon-grpc-listen={reports}",
+    ]
 
 
 class Reference:

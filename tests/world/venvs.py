@@ -52,6 +52,7 @@ VENVS = {
         Venv("2.21", "core-2.21.txt", (13, 12, 14)),
         Venv("tools", "tools.txt", (11, 12, 13, 14)),
         Venv("demo", "demo.txt", (13, 12, 14, 11, 10)),
+        Venv("bench", "bench.txt", (11, 12, 13)),
     )
 }
 

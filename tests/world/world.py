@@ -28,6 +28,7 @@ __all__ = ["Settings", "World", "agent_name"]
 
 CONTRACTS = ("documented", "shipped")
 _SECOND = 2  # from the first contract's ports to the second's
+_REPORTS = 4  # from the port of a control plane to that of its gRPC listener
 
 _SERVER_POLICY = """
 path "status_panel/*" { capabilities = ["create", "read", "update", "delete", "list"] }
@@ -116,7 +117,8 @@ class World:
             client_ca=self.ca.ca_file,
             vault=VaultAccess(self.vault.url, self.ca.ca_file, self.server_token_file, "status_panel"),
             releases=self.releases,
-            arguments=control_plane_arguments(self.directory / "operator"),
+            arguments=control_plane_arguments(
+                self.directory / "operator", f"{self._listen[-1]}:{self.settings.control_plane_port + offset + _REPORTS}"),
         )
 
     # -- where things are
