@@ -1,10 +1,11 @@
 # Copyright (c) 2026, muster.agents contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Build release artefacts of the reference agent: one executable file each, with a ``.sha256`` beside it.
+"""Build release artefacts of the reference agents: one executable file each, with a ``.sha256`` beside it.
 
 ``python tests/reference_agent/build.py OUTDIR --version 1.0.0`` writes
 ``status-panel-1.0.0-linux-any`` (documented face) and ``status-1.0.0-linux-any`` (shipped face).
+``--agent cluster-agent`` writes those of another agent instead.
 ``--broken`` writes artefacts that fail in one way, for the tests of the health gate.
 """
 
@@ -17,31 +18,37 @@ import struct
 import sys
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parent / "status_panel.py"
-FACES = {"documented": "status-panel", "shipped": "status"}
+HERE = Path(__file__).resolve().parent
+#: Each agent: its source, and the names of its artefacts by face.
+AGENTS = {
+    "status-panel": ("status_panel.py", {"documented": "status-panel", "shipped": "status"}),
+    "cluster-agent": ("cluster_agent.py", {"documented": "kubeatlas-agent", "shipped": "kubeatlas-agent-shipped"}),
+}
+FACES = AGENTS["status-panel"][1]
 BREAKAGES = ("exit", "hang", "badtoken", "portless", "arch")
 
-__all__ = ["BREAKAGES", "FACES", "build"]
+__all__ = ["AGENTS", "BREAKAGES", "FACES", "build"]
 
 
-def build(folder: Path, version: str = "1.0.0", broken: str = "") -> list[Path]:
-    """Write both artefacts and their checksums, and return the artefacts' paths.
+def build(folder: Path, version: str = "1.0.0", broken: str = "", agent: str = "status-panel") -> list[Path]:
+    """Write both artefacts of an agent and their checksums, and return the artefacts' paths.
 
     ``broken``: ``exit`` (ends at once), ``hang`` (runs, does nothing), ``badtoken`` (spoils its
     token), ``portless`` (heartbeats, serves nothing), ``arch`` (an executable of another machine).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return [_write(folder / f"{name}-{version}-linux-any", _content(face, version, broken)) for face, name in FACES.items()]
+    source, faces = AGENTS[agent]
+    return [_write(folder / f"{name}-{version}-linux-any", _content(HERE / source, face, version, broken)) for face, name in faces.items()]
 
 
-def _content(face: str, version: str, broken: str) -> bytes:
+def _content(source: Path, face: str, version: str, broken: str) -> bytes:
     if broken == "arch":
         return _foreign_elf()
-    text = "#!/usr/bin/python3\n" + SOURCE.read_text(encoding="utf-8")
+    text = "#!/usr/bin/python3\n" + source.read_text(encoding="utf-8")
     for constant, old, new in (("FACE", "documented", face), ("VERSION", "1.0.0", version), ("BROKEN", "", broken)):
         line = f'{constant} = "{old}"\n'
         if text.count(line) != 1:
-            raise ValueError(f"{SOURCE.name} does not set {constant} exactly once")
+            raise ValueError(f"{source.name} does not set {constant} exactly once")
         text = text.replace(line, f'{constant} = "{new}"\n')
     return text.encode()
 
@@ -71,8 +78,9 @@ def main() -> int:
     parser.add_argument("outdir", type=Path, metavar="OUTDIR")
     parser.add_argument("--version", default="1.0.0")
     parser.add_argument("--broken", default="", choices=("", *BREAKAGES))
+    parser.add_argument("--agent", default="status-panel", choices=sorted(AGENTS))
     options = parser.parse_args()
-    for path in build(options.outdir, options.version, options.broken):
+    for path in build(options.outdir, options.version, options.broken, options.agent):
         print(path)
     return 0
 
