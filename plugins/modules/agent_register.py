@@ -61,16 +61,19 @@ options:
     elements: dict
     suboptions:
       path:
-        description: The file, as an absolute path.
+        description: The file, or with O(adopt_from[].format=files) the directory, as an absolute path.
         type: str
         required: true
       format:
-        description: What it is written in.
+        description:
+          - What the file is written in.
+          - V(files) means that O(adopt_from[].path) is a directory with a file for each part of the credential, and that O(adopt_from[].agent_id)
+            and O(adopt_from[].secrets) name these files, below the directory or by their full paths.
         type: str
-        choices: [env, json]
+        choices: [env, json, files]
         default: env
       agent_id:
-        description: Key under which the file has the agent's id.
+        description: Key under which the file has the agent's id, or the name of the file that holds it.
         type: str
         required: true
       secrets:

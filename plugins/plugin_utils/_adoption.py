@@ -10,6 +10,7 @@ Who is right is decided by use, never by age: each candidate is shown to the con
 from __future__ import annotations
 
 import json
+import posixpath
 import typing as t
 from dataclasses import dataclass, field
 
@@ -41,7 +42,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class OldPlace:
-    """A file where an earlier tool left an agent's credential: its format (env or json), the key of the id, and keys of secrets by our names."""
+    """Where an earlier tool left an agent's credential: a file with the key of the id and the keys of secrets by our names (format env or json),
+    or a directory with a file for each of them (format files).
+    """
 
     path: str
     format: str
@@ -51,7 +54,13 @@ class OldPlace:
     @property
     def paths(self) -> tuple[str, ...]:
         """The files that have to be read for it."""
-        return (self.path,)
+        if self.format != "files":
+            return (self.path,)
+        return tuple(self.file(name) for name in (self.agent_id, *self.secrets.values()) if name)
+
+    def file(self, name: str) -> str:
+        """Return the path of one file of the format ``files``; a name is below the directory unless it is a full path."""
+        return posixpath.join(self.path, name)
 
 
 def old_places(items: t.Sequence[t.Mapping[str, t.Any]] | None) -> tuple[OldPlace, ...]:
@@ -74,7 +83,7 @@ def candidates_on_host(
     receipt_id = look.receipt.agent_id if look.receipt is not None else ""
     for number in sorted(look.generations, reverse=True):
         secrets = look.generations[number]
-        agent_id = (look.agent_id if number == look.generation() else "") or receipt_id
+        agent_id = look.ids.get(number) or (look.agent_id if number == look.generation() else "") or receipt_id
         if all(name in secrets for name in secret_names):
             issued = {name: secrets[name] for name in (*secret_names, *optional) if name in secrets}
             extra = {name: secret for name, secret in secrets.items() if name not in issued}
@@ -84,8 +93,7 @@ def candidates_on_host(
         credential, extra, possessed = spooled
         yield Candidate(credential, "spool", possessed or (bool(receipt_id) and credential.agent_id == receipt_id), 0, extra)
     for place in places:
-        found = look.files.get(place.path)
-        old = _read_old(found, place, secret_names) if found is not None else None
+        old = _read_files(look, place, secret_names, optional) if place.format == "files" else _read_file(look, place, secret_names)
         if old is not None:
             yield Candidate(old, place.path, True)
 
@@ -117,8 +125,26 @@ def presents(credential: Credential, enrolment: Enrolment) -> bool:
     return not enrolment.certificate or credential.secrets.get(CERTIFICATE) == Secret(enrolment.certificate)
 
 
-def _read_old(found: HostFile, place: OldPlace, secret_names: t.Sequence[str]) -> Credential | None:
+def _read_files(look: Look, place: OldPlace, secret_names: t.Sequence[str], optional: t.Sequence[str]) -> Credential | None:
+    """Return the credential that lies in a file for each of its parts, None when it is not all there."""
+    texts = {name: _text_of(look.files.get(place.file(file))) for name, file in place.secrets.items() if name in (*secret_names, *optional)}
+    if not all(texts.get(name) for name in secret_names):
+        return None
+    credential = Credential(_text_of(look.files.get(place.file(place.agent_id))), {name: Secret(text) for name, text in texts.items() if text})
+    register_with_core([secret for name, secret in credential.secrets.items() if name in secret_names])
+    return credential
+
+
+def _text_of(found: HostFile | None) -> str:
+    """Return the text of a file less the blank lines around it, an empty text when it is not there."""
+    return found.content.decode("utf-8", "replace").strip() if found is not None else ""
+
+
+def _read_file(look: Look, place: OldPlace, secret_names: t.Sequence[str]) -> Credential | None:
     """Return the credential in an old file, None when it is not all there."""
+    found = look.files.get(place.path)
+    if found is None:
+        return None
     text = found.content.decode("utf-8", "replace")
     try:
         values: t.Any = parse_env(text) if place.format == "env" else json.loads(text)

@@ -54,6 +54,32 @@ def test_a_json_file_is_read(tmp_path: Path) -> None:
     assert _found(tmp_path, '{"agent_id": "id", "agent_token": "tok", "more": [1]}', JSON) == [Credential("id", {"token": Secret("tok")})]
 
 
+FILES = OldPlace("/etc/agent", "files", "id.txt", {"token": "secrets/token.txt", "certificate": "/etc/pki/agent.crt", "ca_certificate": "ca.crt"})
+
+
+def _in_files(tmp_path: Path, **texts: str) -> list[Credential]:
+    """Look for a credential in files, each given by the last part of its name."""
+    files = {path: HostFile(texts[Path(path).stem].encode(), "0600", "root", "root") for path in FILES.paths if Path(path).stem in texts}
+    found = candidates_on_host(_look(files=files), [FILES], Spool(str(tmp_path), "u", "n"), ("token", "certificate"), ("ca_certificate",))
+    return [candidate.credential for candidate in found]
+
+
+def test_files_of_a_directory_are_named_below_it_or_by_their_full_paths() -> None:
+    assert FILES.paths == ("/etc/agent/id.txt", "/etc/agent/secrets/token.txt", "/etc/pki/agent.crt", "/etc/agent/ca.crt")
+
+
+def test_a_credential_with_a_file_for_each_part_is_read(tmp_path: Path) -> None:
+    both = {"token": Secret("tok"), "certificate": Secret("PEM\nPEM")}
+    assert _in_files(tmp_path, id="id\n", token="tok\n", agent="PEM\nPEM\n") == [Credential("id", both)]
+    assert _in_files(tmp_path, id="id", token="tok", agent="PEM\nPEM", ca="CA\n") == [Credential("id", {**both, "ca_certificate": Secret("CA")})]
+    assert _in_files(tmp_path, token="tok", agent="PEM\nPEM") == [Credential("", both)]
+
+
+def test_without_all_its_files_there_is_no_credential(tmp_path: Path) -> None:
+    assert _in_files(tmp_path, id="id", token="tok") == []
+    assert _in_files(tmp_path, id="id", token=" \n", agent="PEM") == []
+
+
 @pytest.mark.parametrize("place", [ENV, JSON], ids=["env", "json"])
 def test_a_token_without_an_id_is_worth_trying(place: OldPlace, tmp_path: Path) -> None:
     content = "AGENT_TOKEN=tok\n" if place is ENV else '{"agent_token": "tok", "agent_id": null}'
