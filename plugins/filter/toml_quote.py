@@ -22,6 +22,13 @@ options:
     description: Text, a boolean, a number, or a list of these. Integers must fit into 64 bits.
     type: raw
     required: true
+  forbidden:
+    description:
+      - Characters that the agent's own reader does not take inside a string. Text that holds one of them, or a control character, makes the task
+        fail.
+      - For agents that read TOML with a parser of their own which knows no escapes.
+    type: str
+    default: ""
 seealso:
   - plugin: muster.agents.env_quote
     plugin_type: filter
@@ -40,6 +47,10 @@ EXAMPLES = r"""
 - name: Show how a list is written
   ansible.builtin.debug:
     msg: "ports = {{ [5000, 5001] | muster.agents.toml_quote }}" # ports = [5000, 5001]
+
+- name: Refuse what a reader without escapes would misread
+  ansible.builtin.debug:
+    msg: "user = {{ 'monitor' | muster.agents.toml_quote(forbidden='\"') }}" # user = "monitor"
 """
 
 RETURN = r"""
@@ -55,10 +66,10 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.muster.agents.plugins.plugin_utils._formats import QuotingError, toml_quote
 
 
-def _filter(value: object) -> str:
-    """Return *value* as TOML. Raises AnsibleFilterError, without the value, when TOML has no such value."""
+def _filter(value: object, forbidden: str = "") -> str:
+    """Return *value* as TOML. Raises AnsibleFilterError, without the value, when TOML has no such value or it holds a *forbidden* character."""
     try:
-        return toml_quote(value)
+        return toml_quote(value, forbidden)
     except QuotingError as error:
         raise AnsibleFilterError(str(error)) from error
 

@@ -77,15 +77,18 @@ def _env_text(value: object) -> str:
     raise QuotingError("env_quote: the value is not text, a number or a boolean; choose one, or encode it first, for example with to_json.")
 
 
-def toml_quote(value: object) -> str:
+def toml_quote(value: object, forbidden: str = "") -> str:
     """Return *value* as a TOML 1.0 value: a basic string with its quotes, a boolean, an integer, a float, or an array of these.
 
-    Raises QuotingError for null and mappings, which have no inline form that agents agree on, and for integers beyond 64 bits.
+    *forbidden* are characters that the agent's own reader does not take in a string, such as those that need an escape.
+    Raises QuotingError for these, for null and mappings, which have no inline form that agents agree on, and for integers beyond 64 bits.
     """
     _require_defined(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
+        if set(value) & set(forbidden) or (forbidden and _CONTROL.search(value)):
+            raise QuotingError("toml_quote: the value holds a character that the agent cannot read there; choose another value.")
         return _toml_string(value)
     if isinstance(value, int):
         if value not in _TOML_INT:
@@ -94,7 +97,7 @@ def toml_quote(value: object) -> str:
     if isinstance(value, float):
         return _toml_float(value)
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(toml_quote(item) for item in value) + "]"
+        return "[" + ", ".join(toml_quote(item, forbidden) for item in value) + "]"
     raise QuotingError("toml_quote: the value is not text, a boolean, a number or a list of these; TOML has no null, and tables are written as tables.")
 
 

@@ -259,6 +259,18 @@ def test_what_toml_lacks_is_refused(value: object) -> None:
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("value", "forbidden", "good"), [
+    ("plain # text", '"\\', True), ('a"b', '"\\', False), ("a\\b", '"\\', False), ("a b", " '", False), ("line\nbreak", '"', False), ("", '"', True),
+    (["ok", "not'ok"], "'", False), (5, "5", True)])
+def test_toml_refuses_what_an_agents_own_reader_cannot_take(value: object, forbidden: str, good: bool) -> None:
+    if good:
+        assert toml_loads(f"key = {toml_quote(value, forbidden)}\n")["key"] == value
+        return
+    with pytest.raises(AnsibleFilterError, match="cannot read") as caught:
+        toml_quote(value, forbidden)
+    assert str(value) not in str(caught.value)
+
+
 @pytest.mark.parametrize(("text", "line", "problem"), [
     ("A=1\nB\n", 2, "neither KEY=VALUE nor a comment"),
     ("export A=1\n", 1, "not a plain variable name"),
