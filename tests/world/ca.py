@@ -77,12 +77,12 @@ class CertificateAuthority:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.ca_file = directory / "ca.pem"
-        self._key_file = directory / "ca.key"
-        if self.ca_file.exists() and self._key_file.exists():
+        self.key_file = directory / "ca.key"
+        if self.ca_file.exists() and self.key_file.exists():
             self._certificate = x509.load_pem_x509_certificate(self.ca_file.read_bytes())
-            key = serialization.load_pem_private_key(self._key_file.read_bytes(), password=None)
+            key = serialization.load_pem_private_key(self.key_file.read_bytes(), password=None)
             if not isinstance(key, ec.EllipticCurvePrivateKey):
-                raise ValueError(f"{self._key_file} is not an EC key: remove {directory} and start again.")
+                raise ValueError(f"{self.key_file} is not an EC key: remove {directory} and start again.")
             self._key = key
         else:
             self._key, self._certificate = self._create(common_name)
@@ -106,7 +106,7 @@ class CertificateAuthority:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
             .sign(key, hashes.SHA256())
         )
-        write_private(self._key_file, _pem_key(key))
+        write_private(self.key_file, _pem_key(key))
         self.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         return key, certificate
 

@@ -247,10 +247,31 @@ class World:
         _write_yaml(self.inventory, {"agents": {"vars": common, "hosts": agents}, "more": {"vars": common, "hosts": more}})
         _write_yaml(self.demo_variables, self.variables())
         # Beside the inventory too, where a play can override them, which it cannot with --extra-vars.
-        beside = self.directory / "group_vars" / "agents.yml"
-        beside.parent.mkdir(exist_ok=True)
-        if not beside.is_symlink():
-            beside.symlink_to(self.demo_variables)
+        beside = self.directory / "group_vars" / "all"
+        beside.mkdir(parents=True, exist_ok=True)
+        if not (beside / "agents.yml").is_symlink():
+            (beside / "agents.yml").symlink_to(self.demo_variables)
+        _write_yaml(beside / "world.yml", self.description())
+
+    def description(self) -> dict[str, Any]:
+        """Return what scenarios with other control planes need to know of this world. Paths and addresses, no secrets."""
+        host = self._listen[-1]
+        ports = {contract: number * _SECOND for number, contract in enumerate(self.references)}
+        planes = {
+            contract: {
+                "url": f"https://{host}:{self.settings.control_plane_port + offset}",
+                "api": f"http://127.0.0.1:{self.settings.control_port + offset}",
+                "reports": f"{host}:{self.settings.control_plane_port + offset + _REPORTS}",
+            }
+            for contract, offset in ports.items()
+        }
+        return {
+            "world_control_planes": planes,
+            "world_operator": str(self.directory / "operator"),
+            "world_releases": str(self.releases),
+            "world_ca": str(self.ca.ca_file),
+            "world_ca_key": str(self.ca.key_file),
+        }
 
     def variables(self) -> dict[str, Any]:
         """Return the variables with which the collection's roles enrol these hosts."""
