@@ -102,6 +102,7 @@ class Delivery:
 
     generation is the number of the new one, 0 for none; secrets are its files by name. keep lists generations that stay, others are removed; empty keeps all.
     save_previous keeps the replaced rendered files for a rollback. remove lists further paths to delete. remove_all withdraws: the store goes too.
+    keep_intent leaves the lease on the identity where it is, for a transaction of several deliveries.
     """
 
     root: str
@@ -115,6 +116,7 @@ class Delivery:
     remove: tuple[str, ...] = ()
     save_previous: bool = False
     remove_all: bool = False
+    keep_intent: bool = False
 
     def archive(self) -> bytes:
         """Return the tar archive that both ways deliver: ``g/<secret>``, ``f<index>``, ``receipt.json``, ``key`` and ``manifest``."""
@@ -148,7 +150,7 @@ class Delivery:
         return cls(
             root=plan["root"], expect=plan["expect"], receipt=members.get("receipt.json", b""), key=members.get("key", b"").decode(),
             generation=plan["generation"], secrets=secrets, files=files, keep=tuple(plan["keep"]), remove=tuple(plan["remove"]),
-            save_previous=plan["save_previous"], remove_all=plan["remove_all"])
+            save_previous=plan["save_previous"], remove_all=plan["remove_all"], keep_intent=plan["keep_intent"])
 
 
 def previous_name(path: str) -> str:
@@ -219,7 +221,8 @@ def deliver(delivery: Delivery, validate: Validator) -> None:
             if delivery.receipt:
                 replace_file(os.path.join(root, "receipt.json"), delivery.receipt)
             _prune(root, delivery.keep)
-            _remove_paths([os.path.join(root, name) for name in os.listdir(root) if name in ("intent", "stage") or _is_temporary(name)])
+            done = ("stage",) if delivery.keep_intent else ("intent", "stage")
+            _remove_paths([os.path.join(root, name) for name in os.listdir(root) if name in done or _is_temporary(name)])
 
 
 def pack_files(files: t.Mapping[str, HostFile]) -> bytes:

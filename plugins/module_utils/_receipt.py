@@ -87,6 +87,7 @@ class Receipt:
     generation counts credentials from 1. fingerprints are keyed, by secret name. metadata is the digest of what the server was last told.
     pending_restart is the time (seconds since the epoch, host's clock) of a delivery that the running process has not read yet, 0 for none.
     proof is the last proof by use: {"when", "how", "result"}. server holds ids and versions as the server told them.
+    issued_at is when the credential in use came to this host (seconds since the epoch, controller's clock), 0 when that was not noted.
     """
 
     control_plane: str
@@ -109,6 +110,7 @@ class Receipt:
     retire_pending: tuple[str, ...] = ()
     proof: t.Mapping[str, t.Any] = field(default_factory=dict)
     history: tuple[Transition, ...] = ()
+    issued_at: int = 0
     schema: int = SCHEMA
 
     def moved(self, phase: str, why: str, at: int) -> Receipt:

@@ -160,8 +160,10 @@ def _receipt(look: Look, wanted: Wanted, key: str, generation: int) -> Receipt:
     server = {name: value for name, value in (("version", wanted.server.version), ("api_versions", list(wanted.server.api_versions))) if value}
     leaves = tuple(VaultLeaf(item.path, item.kv_version, item.version, tuple(item.fields)) for item in wanted.changes)
     files = delivered(base.files, wanted.rendered, key)
+    new_credential = any(look.secrets.get(name) != value for name, value in wanted.credential.secrets.items())
     return replace(
-        base, attempt=wanted.attempt if generation != base.generation else base.attempt, generation=generation, agent_id=wanted.credential.agent_id,
+        base, issued_at=int(time.time()) if new_credential else base.issued_at,
+        attempt=wanted.attempt if generation != base.generation else base.attempt, generation=generation, agent_id=wanted.credential.agent_id,
         pin=wanted.pin, fingerprints={name: fingerprint(key, value) for name, value in sorted(wanted.stored.items())},
         metadata=wanted.metadata or base.metadata, server={**base.server, **server}, vault=leaves or base.vault,
         vault_url=wanted.vault_url or base.vault_url, policy={"policy": wanted.policy} if wanted.policy else base.policy, files=files,

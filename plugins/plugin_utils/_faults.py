@@ -21,6 +21,8 @@ __all__ = ["POINTS", "reach"]
 POINTS = (
     "after_probe", "after_look", "before_issue", "after_issue", "after_spool", "after_settle", "after_vault", "after_mint", "before_delivery",
     "after_delivery", "before_commit", "after_commit", "after_key", "after_sign", "before_install", "after_install", "after_revoke",
+    "after_plan", "after_lease", "after_stage", "after_nudge", "after_gate", "before_rollback", "after_vault_back", "after_rollback", "before_retire",
+    "after_retire",
 )
 _SWITCH = "MUSTER_AGENTS_TEST_FAULT"
 

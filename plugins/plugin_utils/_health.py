@@ -79,7 +79,10 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class GateOptions:
-    """What the gate is asked. units: the first is the one that talks to the control plane. wait is in seconds and spans the whole gate."""
+    """What the gate is asked. units: the first is the one that talks to the control plane. wait is in seconds and spans the whole gate.
+
+    since: a sign of life must be younger than this too (seconds since the epoch, controller's clock), for an agent that was not restarted.
+    """
 
     name: str
     units: tuple[str, ...] = ()
@@ -94,6 +97,7 @@ class GateOptions:
     check_mode: bool = False
     certificate_path: str = ""
     key_path: str = ""
+    since: float = 0.0
 
 
 class GateHost(t.Protocol):
@@ -311,10 +315,11 @@ class Gate:
         findings.units, findings.health, findings.journal = answer["units"], answer["health"], answer.get("journal")
         uptime = answer["units"][0]["uptime"] if answer["units"] else None
         if uptime is None:  # nothing to count from: only a sign of life from now on tells anything
-            return Span(before, before)
+            return Span(before, before) if not self._options.since else Span(self._options.since, self._options.since)
         # Getting a module going on a busy host takes seconds, its answer's way back does not: the later bound is the better one.
         latest = after - answer["looked"] - uptime
-        return Span(max(before + answer["elapsed"] - answer["looked"] - uptime, latest - _RETURN), latest)
+        started = Span(max(before + answer["elapsed"] - answer["looked"] - uptime, latest - _RETURN), latest)
+        return Span(max(started.low, self._options.since), max(started.high, self._options.since))
 
     def _still_up(self, findings: _Findings) -> None:
         """Look again after a wait: an agent that ended meanwhile is not well, whatever it proved before."""

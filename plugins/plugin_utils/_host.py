@@ -44,7 +44,7 @@ class Look:
     """What the store and the host showed.
 
     receipt is None when there is none, receipt_digest its SHA-256 (empty for none). generations maps numbers to secrets by file name.
-    files holds the further files that were asked for; previous what a delivery replaced. intent says what became of ours; held is whoever has the lease.
+    ids maps them to the agent's id. files holds the further files that were asked for; previous what a delivery replaced. intent says what became of ours; held is whoever has the lease.
     facts are the host's own (plain values), time the host's clock and taken_at the controller's at the look, key the host's fingerprint key.
     """
 
@@ -65,6 +65,7 @@ class Look:
     secrets: t.Mapping[str, Secret] = field(default_factory=dict)
     agent_id: str = ""
     taken_at: float = 0.0
+    ids: t.Mapping[int, str] = field(default_factory=dict)
 
     def generation(self) -> int:
         """Return the number of the newest generation on the host, 0 for none; it may be newer than the receipt after a crash."""
@@ -301,7 +302,8 @@ def _build_look(files: dict[str, HostFile], request: LookRequest, *, facts: t.Ma
         receipt=receipt, receipt_digest=digest, generations=generations, files={path: files[path] for path in request.read if path in files},
         previous={place.split("/", 1)[1]: item for place, item in own.items() if place.startswith("previous/")},
         facts=_clean_facts(facts), key=own["key"].content.decode() if "key" in own else "",
-        held=Intent.load(intent.content) if intent is not None else None, secrets=secrets, agent_id=ids.get(newest, ""), taken_at=time.time(), **values)
+        held=Intent.load(intent.content) if intent is not None else None, secrets=secrets, agent_id=ids.get(newest, ""), ids=ids, taken_at=time.time(),
+        **values)
 
 
 def _receipt(item: HostFile | None) -> tuple[Receipt | None, str]:

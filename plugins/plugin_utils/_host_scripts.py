@@ -174,7 +174,8 @@ def deliver_script(delivery: Delivery) -> str:
     if delivery.keep:
         kept = "|".join(str(int(number)) for number in delivery.keep)
         lines.append(f'for g in "$r"/generations/*; do case ${{g##*/}} in {kept}|*[!0-9]*) ;; *) rm -rf "$g";; esac; done\n')
-    lines.append(f'cd /; rm -rf "$r/intent" "$r/stage" "$r"/.*.muster\nsay {END}\n')
+    intent = "" if delivery.keep_intent else '"$r/intent" '
+    lines.append(f'cd /; rm -rf {intent}"$r/stage" "$r"/.*.muster\nsay {END}\n')
     return "".join(lines)
 
 

@@ -54,7 +54,8 @@ class VaultPath:
 class VaultEntry:
     """An entry as its readers see it. *version* is None on KV v1; *fields* holds the text fields they find.
 
-    *flat* tells of a KV v1 entry without the inner ``data``: it exists, and no reader can read it.
+    *flat* tells of a KV v1 entry without the inner ``data``: it exists, and no reader can read it. *written_at* is when this version was
+    written, as Vault tells it (RFC 3339), empty on KV v1.
     """
 
     path: str
@@ -64,6 +65,7 @@ class VaultEntry:
     version: int | None
     fields: t.Mapping[str, Secret]
     flat: bool = False
+    written_at: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class _State:
     document: t.Mapping[str, t.Any] = field(repr=False)
     beside: t.Mapping[str, t.Any] = field(default_factory=dict, repr=False)
     flat: bool = False
+    written_at: str = ""
 
     @property
     def visible(self) -> t.Mapping[str, t.Any]:
@@ -173,9 +176,17 @@ class Vault:
             validate_certs=options.get("validate_certs", True), timeout=options.get("timeout") or 10.0,
             allow_plaintext=bool(options.get("allow_plaintext")))
         self._client = VaultClient(options["url"], transport, options.get("namespace") or "")
+        self._options = options
         self._method = auth_method(options)
         self._mounts: list[_Mount] = []
         self.url = self._client.url
+
+    def companion(self) -> Vault:
+        """Return another session that works with this one's login, for a thread of its own. Close it before this one."""
+        self.authenticate()
+        other = Vault({**self._options, "auth_method": "token", "token": self._client.hvac.token, "token_file": None})
+        other._mounts = list(self._mounts)
+        return other
 
     def __enter__(self) -> Vault:
         return self
@@ -241,6 +252,7 @@ class Vault:
         state = self._state(name)
         return VaultEntry(
             path=name, mount=state.mount.path, kv_version=state.mount.version, exists=state.exists, version=state.version, flat=state.flat,
+            written_at=state.written_at,
             fields={key: Secret(value) for key, value in state.visible.items() if isinstance(value, str) and value})
 
     def _state(self, path: str) -> _State:
@@ -255,7 +267,8 @@ class Vault:
             data = error.body.get("data") or {}
         if mount.version == 2:
             metadata, document = data.get("metadata") or {}, data.get("data")
-            return _State(mount, document is not None, int(metadata.get("version") or 0), document or {})
+            return _State(
+                mount, document is not None, int(metadata.get("version") or 0), document or {}, written_at=str(metadata.get("created_time") or ""))
         inner = data.get("data")
         if isinstance(inner, dict):
             return _State(mount, True, None, inner, {key: value for key, value in data.items() if key != "data"})
@@ -290,6 +303,30 @@ class Vault:
                 # Whether it landed shows at the next look.
                 unanswered = change
         raise _contended(path.path)
+
+    def exchange(self, path: VaultPath, secrets: t.Mapping[str, Secret], seen: VaultEntry) -> VaultChange:
+        """Make the readers of *path* find *secrets*, but only if the entry still is as it was *seen*: then check by reading as they do.
+
+        On KV v2 its version decides, and check-and-set guards the write itself; on KV v1 our fields are compared just before. An entry that
+        holds *secrets* already is left alone. Raises VaultFailure(cas_conflict) when somebody else wrote in between; nothing was written then.
+        """
+        wanted = _wanted(path, secrets)
+        for secret in secrets.values():
+            self._client.remember(secret)
+        for _try in range(_TRIES):
+            state = self._state(path.path)
+            change = _planned(path, state, wanted)
+            if not change.changed:
+                return replace(change, changed=_try > 0)
+            if not _as_seen(path, state, seen):
+                break
+            try:
+                if self._write(path.path, state, {**state.document, **wanted}):
+                    return self._verified(path, wanted, change)
+            except AnswerLost:
+                continue  # whether it landed shows at the next look
+        raise VaultFailure(
+            f"{path.path} was changed by somebody else since it was read: nothing was written there. Run again.", reason="cas_conflict")
 
     def _write(self, path: str, state: _State, document: t.Mapping[str, t.Any]) -> bool:
         """Write *document*; False when another writer came first. Raises AnswerLost when nobody can say."""
@@ -420,6 +457,13 @@ class Vault:
             raise _no_mount(path, engines)
         name = max(names, key=len)
         return {**listed[name], "path": name}
+
+
+def _as_seen(path: VaultPath, state: _State, seen: VaultEntry) -> bool:
+    """Say whether nobody wrote to an entry since it was read."""
+    if state.version is not None:
+        return state.version == (seen.version or 0)
+    return all(state.visible.get(name) == (seen.fields[name].reveal() if name in seen.fields else None) for name in path.fields)
 
 
 def _kv_mount(path: str, data: t.Mapping[str, t.Any]) -> _Mount:

@@ -249,6 +249,7 @@ class ControlPlane(ABC):
     api_versions: those that its agents speak, empty when it names none.
     vault_companions: fields that the server itself writes beside a credential in Vault, which mean nothing without it.
     loopback_vault_warning: what a withdrawal has to say when Vault is on loopback, empty for nothing.
+    retires: whether a replaced credential leaves something at the server that retire removes.
     """
 
     key: t.ClassVar[str]
@@ -259,6 +260,7 @@ class ControlPlane(ABC):
     api_versions: t.ClassVar[frozenset[str]] = frozenset()
     vault_companions: t.ClassVar[tuple[str, ...]] = ()
     loopback_vault_warning: t.ClassVar[str] = ""
+    retires: t.ClassVar[bool] = False
 
     def __init__(self, http: Http, bootstrap: Bootstrap, sessions: Sessions | None = None) -> None:
         """*sessions* are the admin sessions that the forks of a controller share; without them each adapter logs in for itself."""
@@ -322,6 +324,21 @@ class ControlPlane(ABC):
     def refresh(self, enrolment: Enrolment, credential: Credential, attempt: str) -> Issued | None:
         """Exchange an accepted credential for a fresh one before it expires, None where the server offers no way."""
         return None
+
+    def rotate(self, enrolment: Enrolment, credential: Credential, attempt: str) -> Issued | None:
+        """Get a new credential in the place of an accepted one, None where the server offers no call for it. Raises as register does.
+
+        Where the server has overlap the old one stays good, and a lost answer costs nothing: the caller asks again under a new key. Where it has
+        not, the old one may be dead after a lost answer, and asking again is the only way on.
+        """
+        return None
+
+    def retire(self, enrolment: Enrolment, unwanted: Credential, kept: Credential) -> Withdrawal:
+        """Remove what the server still has of a credential that was replaced by *kept*; nothing where replacing removes it (``retires`` is False).
+
+        Removing what is gone already is no failure: a run that died in between asks again.
+        """
+        return Withdrawal()
 
     def lifetime(self, credential: Credential) -> Lifetime | None:
         """Return from when to when *credential* is good, None when it does not expire or does not tell."""
