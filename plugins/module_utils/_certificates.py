@@ -130,8 +130,8 @@ def subject_name(pairs: t.Iterable[tuple[str, str]]) -> x509.Name:
     for key, value in pairs:
         try:
             attributes.append(x509.NameAttribute(_attribute(key), value))
-        except (ValueError, TypeError):
-            raise CertificateError("invalid_input", f"subject: {key} cannot be {value!r}") from None
+        except (ValueError, TypeError) as error:
+            raise CertificateError("invalid_input", f"subject: {key} cannot be {value!r} ({error})") from None
     return x509.Name(attributes)
 
 

@@ -96,6 +96,10 @@ class Contents:
         """Whether there are both a certificate and a key that could be read."""
         return self.certificate not in (None, UNREADABLE) and self.key not in (None, UNREADABLE)
 
+    def has_pair_of(self, other: Contents | None) -> bool:
+        """Whether certificate and key are those of *other*."""
+        return other is not None and (self.certificate, self.key) == (other.certificate, other.key)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -180,10 +184,10 @@ class PairStore:
                 raise StoreProblem("changed", self._unit)
             number = self._generation_of(contents, found)
             if not found.linked and found.fixed.is_whole and found.fixed != contents:
-                if found.fixed != found.generations.get(found.current):
+                if not found.fixed.has_pair_of(found.generations.get(found.current)):
                     # What is in use now becomes a generation first, so that the links change nothing.
                     self._switch(self._write(found.fixed, found.newest + 1))
-                    number = number if number in found.generations else found.newest + 2
+                    number = found.newest + 2
                 self._link(present_only=True)
             if number not in found.generations:
                 self._write(contents, number)

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-
 from .authority import Authority, openssl
 from .controller import Controller
 

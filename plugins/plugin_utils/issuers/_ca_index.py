@@ -79,7 +79,7 @@ class CaIndex:
 
 
 class HeldIndex:
-    """The index while it is held. Every change is on disk when its method returns."""
+    """The index while it is held. Every change but a revocation is on disk when its method returns."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -115,22 +115,20 @@ class HeldIndex:
         subject = "".join(f"/{item.rfc4514_string()}" for item in certificate.subject.rdns).replace("\t", " ").replace("\n", " ")
         expires = datetime.datetime.fromtimestamp(validity(certificate)[1], datetime.timezone.utc)
         self._lines.append(_Line("V", _stamp(expires), "", serial, "unknown", subject))
-        self._save()
+        self.save()
 
     def revoke(self, serial: int) -> bool:
-        """Mark *serial* as taken back. Returns whether it was good before."""
+        """Mark *serial* as taken back, until :meth:`save` in memory only. Returns whether it was good before."""
         now = _stamp(datetime.datetime.now(datetime.timezone.utc))
         lines = [replace(line, status="R", revoked=now) if line.serial == serial_text(serial) and line.status != "R" else line for line in self._lines]
         if lines == self._lines:
             return False
         self._lines = lines
-        self._save()
         return True
 
-    def has_crl(self) -> bool:
-        """Say whether there is a CRL that is not older than the index."""
-        index, crl = (os.path.join(self._directory, name) for name in ("index.txt", "crl.pem"))
-        return os.path.exists(crl) and os.stat(crl).st_mtime_ns >= os.stat(index).st_mtime_ns
+    def save(self) -> None:
+        """Write the index."""
+        replace_file(os.path.join(self._directory, "index.txt"), "".join(line.text() for line in self._lines).encode())
 
     def next_crl_number(self) -> int:
         """Return the number for the next CRL, and keep that it is taken."""
@@ -152,9 +150,6 @@ class HeldIndex:
                 return stream.read()
         except FileNotFoundError:
             return ""
-
-    def _save(self) -> None:
-        replace_file(os.path.join(self._directory, "index.txt"), "".join(line.text() for line in self._lines).encode())
 
 
 def _parsed(text: str) -> _Line | None:

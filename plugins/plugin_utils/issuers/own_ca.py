@@ -104,10 +104,12 @@ class OwnCa(Issuer):
                 if certificate is None:
                     raise InvalidInput(f"{self._index.directory} lists no certificate with serial {serial_text(serial)}.", reason="unknown_serial")
                 index.add(certificate)
-            changed = index.revoke(serial)
-            if changed or not index.has_crl():
-                index.write_crl(self._crl(index.revoked(), index.next_crl_number()))
-            return changed
+            if not index.revoke(serial):
+                return False
+            # The CRL first: it is what others go by, and an index that lags behind has it written once more.
+            index.write_crl(self._crl(index.revoked(), index.next_crl_number()))
+            index.save()
+            return True
 
     def _is_answer(self, known: x509.Certificate, order: SigningOrder) -> bool:
         """Say whether *known*, made for the same key before, is what would be made now: then its answer was lost on the way to the host."""
@@ -147,8 +149,8 @@ class OwnCa(Issuer):
         ca = self._chain[0]
         if not _may(ca, "crl_sign"):
             raise InvalidInput(
-                "The certificate of own_ca may not sign CRLs (its key usage has no cRLSign): the certificate is marked in the index; renew the CA's "
-                "certificate with cRLSign, then run again.", reason="ca_without_crl_sign")
+                "The certificate of own_ca may not sign CRLs (its key usage has no cRLSign), so nothing was revoked: renew the CA's certificate with cRLSign, "
+                "then run again.", reason="ca_without_crl_sign")
         now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
         builder = (
             x509.CertificateRevocationListBuilder().issuer_name(ca.subject).last_update(now - _BACKDATED)
