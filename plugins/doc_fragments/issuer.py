@@ -77,6 +77,6 @@ options:
       - File on the controller with the CA certificates (PEM) that certificates of O(issuer=remote_signer) must lead to. They are what O(ca_path) gets.
     type: path
   controller_name:
-    description: Name of the agent's controller, which O(issuer=remote_signer) is told.
+    description: Name of the agent's controller, which O(issuer=remote_signer) has to be told.
     type: str
 """

@@ -28,8 +28,8 @@ def _vault_pki(args: t.Mapping[str, t.Any]) -> Issuer:
 
 
 def _remote_signer(args: t.Mapping[str, t.Any]) -> Issuer:
-    url, authority = _given(args, "url", "remote_signer"), _given(args, "issuer_ca", "remote_signer")
-    return RemoteSigner(Http(url, transport(args)), authority, str(args.get("controller_name") or ""))
+    url, authority, controller = (_given(args, option, "remote_signer") for option in ("url", "issuer_ca", "controller_name"))
+    return RemoteSigner(Http(url, transport(args)), authority, controller)
 
 
 ISSUERS: t.Mapping[str, t.Callable[[t.Mapping[str, t.Any]], Issuer]] = {
