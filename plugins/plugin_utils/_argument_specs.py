@@ -15,7 +15,7 @@ __all__ = [
 
 Spec = dict[str, dict[str, t.Any]]
 
-CONTROL_PLANES = ["stacker"]
+CONTROL_PLANES = ["stacker", "kubeatlas"]
 
 
 def _secret(name: str) -> Spec:
