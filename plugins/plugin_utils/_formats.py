@@ -91,9 +91,10 @@ def toml_quote(value: object, forbidden: str = "") -> str:
             raise QuotingError("toml_quote: the value holds a character that the agent cannot read there; choose another value.")
         return _toml_string(value)
     if isinstance(value, int):
-        if value not in _TOML_INT:
+        plain = int(value)
+        if plain not in _TOML_INT:  # a subclass, such as core's tagged integers, would be looked for one number after the other
             raise QuotingError("toml_quote: the integer does not fit into the 64 bits that TOML has.")
-        return str(int(value))
+        return str(plain)
     if isinstance(value, float):
         return _toml_float(value)
     if isinstance(value, (list, tuple)):

@@ -259,6 +259,16 @@ def test_what_toml_lacks_is_refused(value: object) -> None:
     assert "s3cret" not in str(caught.value)
 
 
+class _Tagged(int):
+    """An integer as ansible-core hands it to filters from 2.19 on."""
+
+
+def test_toml_writes_integers_of_a_subclass_at_once() -> None:
+    assert toml_quote(_Tagged(5000)) == "5000"
+    with pytest.raises(AnsibleFilterError, match="64 bits"):
+        toml_quote(_Tagged(2**63))
+
+
 @pytest.mark.parametrize(("value", "forbidden", "good"), [
     ("plain # text", '"\\', True), ('a"b', '"\\', False), ("a\\b", '"\\', False), ("a b", " '", False), ("line\nbreak", '"', False), ("", '"', True),
     (["ok", "not'ok"], "'", False), (5, "5", True)])
