@@ -18,7 +18,7 @@ options:
       - Which contract the server speaks, the one its guide documents or the one it ships with, is found out and needs no setting.
     type: str
     required: true
-    choices: [stacker, pganalytics, kubeatlas]
+    choices: [stacker, pganalytics, kubeatlas, oxmon]
   url:
     description:
       - Address of the control plane as the controller reaches it, without a path, such as V(https://stacker.example.com).

@@ -41,7 +41,7 @@ options:
     description: The kind of control plane the agent is enrolled with.
     type: str
     required: true
-    choices: [stacker, pganalytics, kubeatlas]
+    choices: [stacker, pganalytics, kubeatlas, oxmon]
   url:
     description:
       - Address of the control plane, as templates know it in C(muster_agent.url). By default the one the agent is enrolled at.

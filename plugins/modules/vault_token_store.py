@@ -43,7 +43,7 @@ options:
       - The kind of control plane the agent is enrolled with. Together with O(name) it makes the credentials in the host's store usable in
         O(vault_paths), and O(agent_token_policy) possible.
     type: str
-    choices: [stacker, pganalytics, kubeatlas]
+    choices: [stacker, pganalytics, kubeatlas, oxmon]
   name:
     description: The name the agent is enrolled under, as given to M(muster.agents.agent_register). Needs O(control_plane).
     type: str

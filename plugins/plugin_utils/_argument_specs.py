@@ -15,7 +15,7 @@ __all__ = [
 
 Spec = dict[str, dict[str, t.Any]]
 
-CONTROL_PLANES = ["stacker", "pganalytics", "kubeatlas"]
+CONTROL_PLANES = ["stacker", "pganalytics", "kubeatlas", "oxmon"]
 
 
 def _secret(name: str) -> Spec:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import ControlPlane
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes.kubeatlas import KubeAtlas
+from ansible_collections.muster.agents.plugins.plugin_utils.control_planes.oxmon import Oxmon
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes.pganalytics import PgAnalytics
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes.stacker import Stacker
 
 __all__ = ["ADAPTERS"]
 
-ADAPTERS: dict[str, type[ControlPlane]] = {adapter.key: adapter for adapter in (Stacker, PgAnalytics, KubeAtlas)}
+ADAPTERS: dict[str, type[ControlPlane]] = {adapter.key: adapter for adapter in (Stacker, PgAnalytics, KubeAtlas, Oxmon)}
