@@ -377,8 +377,9 @@ def _visit(host: Host, options: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Run the host's part. Raises HostFailure with its reason."""
     result = host.execute(_MODULE, options)
     if result.get("failed"):
-        lines = str(result.get("msg") or result.get("module_stderr") or "no answer").strip().splitlines()
-        raise HostFailure(lines[-1][:400] if lines else "The host's part failed without a word.", reason=str(result.get("reason") or "host_failure"))
+        words = [str(result.get(name) or "").strip().splitlines()[-1:] for name in ("msg", "module_stderr")]
+        said = ": ".join(line[:400] for found in words for line in found)
+        raise HostFailure(said or "The host's part failed without a word.", reason=str(result.get("reason") or "host_failure"))
     return result
 
 

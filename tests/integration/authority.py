@@ -71,6 +71,11 @@ class Authority:
         }
         return {"issuer": "own_ca", "own_ca": own}
 
+    def issued(self) -> list[str]:
+        """The lines of the index that cert_issue keeps."""
+        index = self.records / "index.txt"
+        return index.read_text().splitlines() if index.exists() else []
+
     def by_hand(self, directory: Path, name: str, *, section: str = "client", days: int = 365) -> None:
         """Make agent.key and agent.crt in *directory* with openssl, as the guide of a control plane shows it, and the CA beside them."""
         directory.mkdir(parents=True, exist_ok=True)
