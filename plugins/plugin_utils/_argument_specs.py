@@ -9,8 +9,8 @@ from __future__ import annotations
 import typing as t
 
 __all__ = [
-    "AGENT_TOKEN_POLICY", "CERTIFICATE", "CONTROL_PLANE", "CONTROL_PLANES", "ENROLMENT", "FILES", "IDENTITY", "ISSUER", "SECRETS", "STORE", "TRANSPORT",
-    "VAULT", "Spec",
+    "AGENT_TOKEN_POLICY", "CERTIFICATE", "CONTROL_PLANE", "CONTROL_PLANES", "ENROLMENT", "FILES", "IDENTITY", "ISSUER", "ROTATION", "SECRETS", "STORE",
+    "TRANSPORT", "VAULT", "Spec",
 ]
 
 Spec = dict[str, dict[str, t.Any]]
@@ -224,4 +224,44 @@ ISSUER: Spec = {
     "url": {"type": "str"},
     "issuer_ca": {"type": "path"},
     "controller_name": {"type": "str"},
+}
+
+ROTATION: Spec = {
+    "when": {"type": "list", "elements": "str", "choices": ["always", "age", "days_left", "percent_used", "drift"], "default": ["age", "percent_used"]},
+    "max_age": {"type": "float", "default": 90.0},
+    "min_days_left": {"type": "float", "default": 30.0},
+    "max_percent_used": {"type": "float", "default": 67.0},
+    "units": {"type": "list", "elements": "str", "default": []},
+    "nudge": {"type": "str", "choices": ["restart", "reload", "none"], "default": "restart"},
+    "health_url": {"type": "str"},
+    "health_status": {"type": "str", "default": "ok"},
+    "vault_enabled": {"type": "bool", "default": False},
+    "token_age_max": {"type": "int", "default": 600, "no_log": False},
+    "seen": {"type": "bool", "default": True},
+    "attempts": {"type": "int", "default": 10},
+    "delay": {"type": "float", "default": 2.0},
+    "journal_lines": {"type": "int", "default": 40},
+    "settle_timeout": {"type": "float", "default": 10.0},
+    "lease": {"type": "int", "default": 60},
+    "agents": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "name": {"type": "str", "required": True},
+            "agent_id": {"type": "str"},
+            "vault_paths": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "path": {"type": "str", "required": True},
+                    "fields": {"type": "dict", "required": True},
+                },
+            },
+        },
+    },
+    "connections": {"type": "int", "default": 16},
+    "vault_lease": {"type": "bool", "default": True},
+    "fleet_wait": {"type": "float", "default": 90.0},
+    "failure_budget": {"type": "int", "default": 3},
 }

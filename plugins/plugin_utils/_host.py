@@ -44,7 +44,8 @@ class Look:
     """What the store and the host showed.
 
     receipt is None when there is none, receipt_digest its SHA-256 (empty for none). generations maps numbers to secrets by file name.
-    ids maps them to the agent's id. files holds the further files that were asked for; previous what a delivery replaced. intent says what became of ours; held is whoever has the lease.
+    ids maps them to the agent's id. files holds the further files that were asked for; previous what a delivery replaced. intent says what became of ours;
+    held is whoever has the lease.
     facts are the host's own (plain values), time the host's clock and taken_at the controller's at the look, key the host's fingerprint key.
     """
 

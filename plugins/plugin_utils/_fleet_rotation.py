@@ -1,0 +1,419 @@
+# Copyright (c) 2026, muster.agents contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Rotating the tokens of a whole fleet through Vault KV v2, in one task and without visiting a host (private to muster.agents).
+
+It serves control planes that accept whatever Vault holds. Check-and-set is the guard, Vault's previous version the undo. The agents fetch their new
+tokens themselves; receipts and files on the hosts catch up at the next run there, which adopts what Vault holds.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import typing as t
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+
+from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
+from ansible_collections.muster.agents.plugins.plugin_utils._adoption import AGENT_ID
+from ansible_collections.muster.agents.plugins.plugin_utils._errors import AgentsError, InvalidInput, InvalidRequest, Rejected, VaultFailure
+from ansible_collections.muster.agents.plugins.plugin_utils._host import controller_identity
+from ansible_collections.muster.agents.plugins.plugin_utils._options import control_plane
+from ansible_collections.muster.agents.plugins.plugin_utils._rotation_plan import Due, RotationPlan, State, due_options, judge
+from ansible_collections.muster.agents.plugins.plugin_utils._times import parse_time
+from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault, VaultEntry, VaultPath, check_secret_names, vault_paths
+from ansible_collections.muster.agents.plugins.plugin_utils._vault_lease import lease_path, leased
+from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import ControlPlane, Credential, Enrolment
+
+__all__ = ["rotate_fleet"]
+
+_MOST_CONNECTIONS = 64
+_PROGRESS = 2.0  # seconds between two lines of progress
+_POLL = 1.0  # seconds between two questions whether an agent was seen
+_DATE_RESOLUTION = 1.5  # a Date header counts whole seconds, and servers may cache it
+_FAILED = ("failed", "rolled_back")
+
+Say = t.Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one agent, or would. action: rotated, repaired, unchanged, planned, rolled_back, failed or untouched."""
+
+    action: str
+    reason: str
+    msg: str
+    versions: t.Mapping[str, int | None] = field(default_factory=dict)
+    last_seen: str = ""
+
+    def as_result(self) -> dict[str, t.Any]:
+        """Return it as plain data for a task result."""
+        return {
+            "action": self.action, "reason": self.reason, "msg": self.msg, "changed": self.action in ("rotated", "repaired", "planned"),
+            "failed": self.action in _FAILED, "versions": dict(self.versions), "last_seen": self.last_seen,
+        }
+
+
+@dataclass(frozen=True)
+class _Agent:
+    """One agent of the fleet; agent_id may be empty."""
+
+    name: str
+    agent_id: str
+    paths: tuple[VaultPath, ...]
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What the operator asks for. wait is how long an agent may take to be seen, in seconds; 0 does not wait. budget: failures that are put up with."""
+
+    due: Due
+    settle_timeout: float
+    lease: int
+    vault_lease: bool
+    wait: float
+    budget: int
+    check_mode: bool
+
+
+@dataclass(frozen=True)
+class _Switched:
+    """An agent whose readers find *new* since switched_at (seconds since the epoch, controller's clock)."""
+
+    agent: _Agent
+    old: Credential
+    new: Credential
+    versions: t.Mapping[str, int | None]
+    why: str
+    switched_at: float
+
+
+@dataclass(frozen=True)
+class _Session:
+    """What a thread works with: connections of its own, which are kept alive from agent to agent."""
+
+    plane: ControlPlane
+    vault: Vault
+
+
+class _Pool:
+    """A bounded number of threads, each with a session of its own."""
+
+    def __init__(self, args: t.Mapping[str, t.Any], vault: Vault) -> None:
+        self._args = args
+        self._vault = vault
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._sessions: list[_Session] = []
+        self._threads = ThreadPoolExecutor(args["connections"], thread_name_prefix="muster-rotate")
+
+    def submit(self, work: t.Callable[[_Session, t.Any], t.Any], item: t.Any) -> Future[t.Any]:
+        """Do *work* with the session of some thread."""
+        return self._threads.submit(lambda: work(self._session(), item))
+
+    def close(self) -> None:
+        """End the threads and their connections."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for session in self._sessions:
+            session.plane.http.close()
+            session.vault.close()
+
+    def _session(self) -> _Session:
+        session = getattr(self._local, "session", None)
+        if isinstance(session, _Session):
+            return session
+        with self._lock:
+            session = _Session(control_plane(self._args), self._vault.companion())
+            self._sessions.append(session)
+        self._local.session = session
+        return session
+
+
+def rotate_fleet(args: t.Mapping[str, t.Any], *, check_mode: bool, say: Say) -> dict[str, t.Any]:
+    """Rotate every agent of the option ``agents`` that is due, and return the task result. Raises AgentsError before anything was written.
+
+    What fails for one agent does not stop the others, and is told in its own entry of ``results``. *say* shows a line of progress.
+    """
+    agents, wish = _agents(args), _wish(args, check_mode)
+    plane = control_plane(args)
+    with Vault(args["vault"]) as vault:
+        try:
+            _preflight(plane, vault, agents, wish)
+        finally:
+            plane.http.close()
+        pool = _Pool(args, vault)
+        try:
+            return _result(_Fleet(wish, pool, say).run(agents), check_mode)
+        finally:
+            pool.close()
+
+
+def _agents(args: t.Mapping[str, t.Any]) -> tuple[_Agent, ...]:
+    found: dict[str, _Agent] = {}
+    for item in args["agents"]:
+        name = item["name"]
+        if name in found:
+            raise InvalidInput(f"agents: {name} is listed twice: list each agent once.")
+        found[name] = _Agent(name, item.get("agent_id") or "", vault_paths(item["vault_paths"]))
+        if not found[name].paths:
+            raise InvalidInput(f"agents: {name} has no vault_paths: name at least the entry that its control plane reads.")
+    return tuple(found.values())
+
+
+def _wish(args: t.Mapping[str, t.Any], check_mode: bool) -> _Wish:
+    if not 1 <= args["connections"] <= _MOST_CONNECTIONS:
+        raise InvalidInput(f"connections is {args['connections']}: give a number from 1 to {_MOST_CONNECTIONS}.")
+    if args["fleet_wait"] < 0 or args["failure_budget"] < 0:
+        raise InvalidInput("fleet_wait and failure_budget must not be negative.")
+    return _Wish(
+        due_options(args), args["settle_timeout"], args["lease"], args["vault_lease"], args["fleet_wait"], args["failure_budget"], check_mode)
+
+
+def _preflight(plane: ControlPlane, vault: Vault, agents: t.Sequence[_Agent], wish: _Wish) -> None:
+    """Check what can be wrong for all of them, while nothing is written. Raises AgentsError."""
+    for agent in agents:
+        plane.rules.check(agent.name, allow_unstable=True)
+        check_secret_names(agent.paths, (*plane.secret_names, AGENT_ID))
+    if plane.own_credential() is None:
+        raise InvalidRequest(f"{plane.key} issues its credentials itself: rotate its agents host by host, without agents.", reason="unsupported")
+    plane.probe()
+    paths = [path for agent in agents for path in agent.paths]
+    if wish.vault_lease and not wish.check_mode:
+        paths += [VaultPath(lease_path(agent.paths[0].path), {"holder": "holder"}) for agent in agents]
+    vault.preflight(paths)
+    first = vault.read(agents[0].paths[0]) if agents else None
+    if first is not None and first.kv_version == 1:
+        raise InvalidInput(
+            f"{first.path} is on KV v1, which has neither versions nor check-and-set: rotate these agents host by host, without agents.",
+            reason="needs_kv_v2")
+
+
+class _Fleet:
+    """One passage over the fleet: first Vault for all of them, then the wait until each was seen."""
+
+    def __init__(self, wish: _Wish, pool: _Pool, say: Say) -> None:
+        self._wish = wish
+        self._pool = pool
+        self._say = say
+        self._outcomes: dict[str, Outcome] = {}
+        self._said = time.monotonic()
+        self._spent = threading.Event()
+
+    def run(self, agents: t.Sequence[_Agent]) -> dict[str, Outcome]:
+        """Return each agent's outcome by name, in the given order."""
+        switched: list[_Switched] = []
+        futures = {self._pool.submit(self._switch, agent): agent for agent in agents}
+        for future in as_completed(futures):
+            name = futures[future].name
+            done = _answer(future)
+            if isinstance(done, _Switched):
+                switched.append(done)
+                self._outcomes[name] = Outcome("rotated", "due", f"{name} has a new token. {done.why}", done.versions)
+            else:
+                self._outcomes[name] = done
+            self._judge_budget()
+            self._progress("rotated", len(self._outcomes), len(agents))
+        if self._wish.wait:
+            self._await_seen(switched)
+        return {agent.name: self._outcomes[agent.name] for agent in agents}
+
+    def _judge_budget(self) -> None:
+        if sum(outcome.action in _FAILED for outcome in self._outcomes.values()) > self._wish.budget:
+            self._spent.set()
+
+    def _progress(self, what: str, done: int, total: int, *, last: bool = False) -> None:
+        if last or time.monotonic() - self._said >= _PROGRESS or done == total:
+            self._said = time.monotonic()
+            failed = sum(outcome.action in _FAILED for outcome in self._outcomes.values())
+            self._say(f"token_rotate: {done} of {total} agents {what}, {failed} failed")
+
+    # -- one agent's entries in Vault
+
+    def _switch(self, session: _Session, agent: _Agent) -> Outcome | _Switched:
+        """Give the readers of one agent a new token, if it is due."""
+        if self._spent.is_set():
+            return Outcome("untouched", "budget_spent", f"{agent.name} keeps its token: too many others failed before its turn.")
+        try:
+            if not self._wish.vault_lease or self._wish.check_mode:
+                return self._switch_leased(session, agent)
+            with leased(session.vault, agent.paths[0].path, controller_identity(), self._wish.lease + self._wish.settle_timeout):
+                return self._switch_leased(session, agent)
+        except AgentsError as error:
+            return Outcome("rolled_back" if error.facts.get("rolled_back") else "failed", error.reason, f"{agent.name}: {error.msg}")
+
+    def _switch_leased(self, session: _Session, agent: _Agent) -> Outcome | _Switched:
+        seen = {path.path: session.vault.read(path) for path in agent.paths}
+        old = self._accepted(session, agent, seen)
+        drift = _drift(agent, seen, old)
+        plan = self._plan(session.plane, old, seen, drift)
+        if not plan.due and not drift:
+            return Outcome("unchanged", "not_due", f"{agent.name} keeps its token. {plan.why}", _versions(seen))
+        if self._wish.check_mode:
+            return Outcome("planned", plan.reason if plan.due else "drift", f"Would be done: {agent.name} gets a new token. {plan.why}", _versions(seen))
+        if not plan.due:
+            versions = self._write(session, agent, old, old, seen)
+            return Outcome("repaired", "drift", f"{agent.name}: all of its entries hold the accepted token again.", versions)
+        token = session.plane.own_credential()
+        if token is None:
+            raise InvalidRequest(f"{session.plane.key} takes no credential of ours.", reason="unsupported")
+        new = Credential(old.agent_id, {**old.secrets, session.plane.secret_names[0]: token})
+        versions = self._write(session, agent, old, new, seen)
+        switched = _Switched(agent, old, new, versions, plan.why, time.time())
+        self._prove(session, switched)
+        return switched
+
+    def _accepted(self, session: _Session, agent: _Agent, seen: t.Mapping[str, VaultEntry]) -> Credential:
+        """Return the credential in Vault that the control plane accepts. Raises Rejected when it accepts none."""
+        tried: list[Credential] = []
+        detail = "there is none"
+        for path in agent.paths:
+            names = {secret: name for name, secret in path.fields.items()}
+            entry = seen[path.path]
+            found = {secret: entry.fields[names[secret]] for secret in session.plane.secret_names if names.get(secret) in entry.fields}
+            if set(found) != set(session.plane.secret_names):
+                continue
+            stored = entry.fields.get(names.get(AGENT_ID, ""))
+            credential = Credential(agent.agent_id or (stored.reveal() if stored is not None else ""), found)
+            if any(other.secrets == credential.secrets for other in tried):
+                continue
+            tried.append(credential)
+            proof = session.plane.prove(Enrolment(agent.name), credential)
+            if proof.accepted:
+                return credential
+            detail = proof.detail or proof.how
+        raise Rejected(f"the control plane accepts no token that Vault holds for it ({detail}): run agent_register on its host.",
+                       reason="no_accepted_credential")
+
+    def _plan(self, plane: ControlPlane, old: Credential, seen: t.Mapping[str, VaultEntry], drift: tuple[str, ...]) -> RotationPlan:
+        written = [moment for entry in seen.values() for moment in [parse_time(entry.written_at)] if moment is not None]
+        state = State(time.time() + (plane.http.clock_skew or 0.0), min(written, default=None), plane.lifetime(old), drift)
+        return judge(self._wish.due, state, plane.capabilities, through_vault=True, vault=True, nudge="none", retires=False)
+
+    def _write(
+        self, session: _Session, agent: _Agent, old: Credential, new: Credential, seen: t.Mapping[str, VaultEntry],
+    ) -> dict[str, int | None]:
+        """Write *new* under every path, by check-and-set; takes back what was written when one of them fails."""
+        versions: dict[str, int | None] = {}
+        secrets = _for_vault(new)
+        try:
+            for path in agent.paths:
+                versions[path.path] = session.vault.exchange(_known(path, secrets), secrets, seen[path.path]).version
+        except AgentsError as error:
+            if new is not old:
+                self._restore(session, agent, old, new, error)
+            raise
+        return versions
+
+    def _restore(self, session: _Session, agent: _Agent, old: Credential, new: Credential, error: AgentsError) -> None:
+        """Put *old* back where Vault holds *new*, and say in *error* whether that worked."""
+        ours, theirs = _for_vault(new), _for_vault(old)
+        try:
+            for path in agent.paths:
+                known = _known(path, theirs)
+                entry = session.vault.read(path)
+                if all(entry.fields.get(name) == ours.get(secret) for name, secret in known.fields.items()):
+                    session.vault.exchange(known, theirs, entry)
+        except VaultFailure as second:
+            error.msg += f" Putting the old token back failed too: {second.msg}"
+            return
+        error.facts["rolled_back"] = True
+        error.msg += " Its old token is in Vault again."
+
+    def _prove(self, session: _Session, switched: _Switched) -> None:
+        """Wait until the control plane accepts the new token; put the old one back when it does not."""
+        deadline = time.monotonic() + self._wish.settle_timeout
+        enrolment = Enrolment(switched.agent.name)
+        while True:
+            proof = session.plane.prove(enrolment, switched.new)
+            if proof.accepted:
+                return
+            if time.monotonic() > deadline:
+                error = Rejected(f"the control plane does not accept the new token ({proof.detail or proof.how}).", reason="new_credential_refused")
+                self._restore(session, switched.agent, switched.old, switched.new, error)
+                raise error
+            time.sleep(0.1)
+
+    # -- the agents themselves
+
+    def _await_seen(self, switched: t.Sequence[_Switched]) -> None:
+        """Wait until each agent was seen since its switch; put the old token back for those that were not in time."""
+        waiting = list(switched)
+        total = len(waiting)
+        while waiting:
+            futures = {self._pool.submit(self._seen, item): item for item in waiting}
+            waiting = []
+            for future in as_completed(futures):
+                item = futures[future]
+                last_seen = _answer(future)
+                if isinstance(last_seen, Outcome):
+                    self._outcomes[item.agent.name] = last_seen
+                elif last_seen is not None:
+                    self._outcomes[item.agent.name] = replace(self._outcomes[item.agent.name], last_seen=last_seen)
+                else:
+                    waiting.append(item)
+            self._progress("seen with their new tokens", total - len(waiting), total, last=not waiting)
+            if waiting:
+                time.sleep(_POLL)
+
+    def _seen(self, session: _Session, item: _Switched) -> Outcome | str | None:
+        """Return when the agent was seen, an empty text where nobody tells, None while it was not, or the outcome once its time is over."""
+        reason, said = "not_seen", "the control plane has not seen its agent with the new token"
+        try:
+            record = session.plane.last_seen(item.agent.name, item.new)
+            if record is None:
+                return ""
+            seen = parse_time(record.last_seen)
+            if seen is not None and seen + _DATE_RESOLUTION >= item.switched_at + (session.plane.http.clock_skew or 0.0):
+                return record.last_seen
+        except AgentsError as failure:
+            reason, said = failure.reason, failure.msg
+        if time.time() < item.switched_at + self._wish.wait:
+            return None
+        error = AgentsError(f"{said} in {self._wish.wait:g} s.", reason=reason)
+        self._restore(session, item.agent, item.old, item.new, error)
+        return Outcome("rolled_back" if error.facts.get("rolled_back") else "failed", error.reason, f"{item.agent.name}: {error.msg}")
+
+
+def _answer(future: Future[t.Any]) -> t.Any:
+    """Return what the work answered; a failure that nobody expected becomes that agent's outcome."""
+    error = future.exception()
+    if error is None:
+        return future.result()
+    return Outcome("failed", "unexpected", f"An unexpected {type(error).__name__} came up; this agent may be half rotated: run again.")
+
+
+def _for_vault(credential: Credential) -> dict[str, Secret]:
+    known = {AGENT_ID: Secret(credential.agent_id)} if credential.agent_id else {}
+    return {**credential.secrets, **known}
+
+
+def _known(path: VaultPath, secrets: t.Mapping[str, Secret]) -> VaultPath:
+    """Return *path* with the fields whose secrets are known."""
+    return VaultPath(path.path, {name: secret for name, secret in path.fields.items() if secret in secrets})
+
+
+def _drift(agent: _Agent, seen: t.Mapping[str, VaultEntry], accepted: Credential) -> tuple[str, ...]:
+    secrets = _for_vault(accepted)
+    return tuple(
+        f"Vault's {path.path} holds something else than what the control plane accepts."
+        for path in agent.paths
+        if any(seen[path.path].fields.get(name) != secrets[secret] for name, secret in _known(path, secrets).fields.items()))
+
+
+def _versions(seen: t.Mapping[str, VaultEntry]) -> dict[str, int | None]:
+    return {path: entry.version for path, entry in seen.items()}
+
+
+def _result(outcomes: t.Mapping[str, Outcome], check_mode: bool) -> dict[str, t.Any]:
+    counts = {action: sum(outcome.action == action for outcome in outcomes.values())
+              for action in ("rotated", "repaired", "planned", "unchanged", "rolled_back", "failed", "untouched")}
+    told = ", ".join(f"{number} {action.replace('_', ' ')}" for action, number in counts.items() if number) or "no agents"
+    failed = counts["failed"] + counts["rolled_back"]
+    changed = counts["rotated"] + counts["repaired"] + counts["planned"] > 0
+    return {
+        "changed": changed, "action": "planned" if check_mode and changed else "rotated" if changed else "unchanged",
+        "failed": failed > 0, "reason": "some_failed" if failed else "ok", "msg": f"Of {len(outcomes)} agents: {told}.", "counts": counts,
+        "results": {name: outcome.as_result() for name, outcome in outcomes.items()},
+    }
