@@ -4,12 +4,13 @@
 PYTHON ?= python3
 DEMO ?=
 ONLY ?=
+BENCH ?=
 
 export PYTHONPATH := $(CURDIR)/tests
 gates = $(PYTHON) -m gates
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test lint unit integration molecule venvs clean
+.PHONY: help demo demo-down test lint unit integration molecule bench venvs clean
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
@@ -34,6 +35,9 @@ integration: ## Integration tests against the reference control plane and OpenBa
 
 molecule: ## Molecule scenarios on systemd hosts
 	@$(gates) --only molecule
+
+bench: ## Measure against what people use today (make bench BENCH="--only enrol --hosts 10 --runs 3"; --help tells more)
+	@python=$$($(PYTHON) -m world.venvs bench) && exec "$$python" -m benchmarks $(BENCH)
 
 venvs: ## Make or update the virtual environments of all gates
 	@$(PYTHON) -m world.venvs
