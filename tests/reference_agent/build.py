@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 AGENTS = {
     "status-panel": ("status_panel.py", {"documented": "status-panel", "shipped": "status"}),
     "cluster-agent": ("cluster_agent.py", {"documented": "kubeatlas-agent", "shipped": "kubeatlas-agent-shipped"}),
+    "collector": ("collector.py", {"documented": "pganalytics", "shipped": "pganalytics-collector"}),
     "metrics-agent": ("metrics_agent.py", {"documented": "oxmon-agent", "shipped": "oxmon-agent-shipped"}),
 }
 FACES = AGENTS["status-panel"][1]
