@@ -137,8 +137,16 @@ options:
         to 69 seconds for Stacker's. V(0) does not wait, and so does not notice an agent that stays away.
     type: float
     default: 90.0
+  campaign:
+    description:
+      - Name of an undertaking over many agents and runs, such as V(2026-Q4). An agent that was rotated in it is not rotated again, so that a play that
+        stopped is gone on with by running it again. Who is done and who failed is kept on the controller.
+    type: str
   failure_budget:
-    description: How many of O(agents) may fail before no more are begun. Those that were not begun keep their tokens and are reported as V(untouched).
+    description:
+      - How many agents may fail in one run before no more are begun; those whose old credential was put back count too. Agents that were not begun keep
+        their credentials and are reported as V(untouched).
+      - With O(name) it needs a O(campaign), in which the hosts of a run count together.
     type: int
     default: 3
 """

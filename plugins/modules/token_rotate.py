@@ -129,10 +129,10 @@ RETURN = r"""
 action:
   description:
     - What was done. V(planned) in check mode, V(adopted) when Vault held a credential that somebody else had made, V(resumed) when an interrupted
-      rotation was finished, V(retired) when only what was left of an older credential was removed.
+      rotation was finished, V(retired) when only what was left of an older credential was removed, V(untouched) when too many others failed before.
   returned: when the agent could be looked at
   type: str
-  choices: [rotated, unchanged, planned, adopted, resumed, retired, rolled_back, failed]
+  choices: [rotated, unchanged, planned, adopted, resumed, retired, rolled_back, failed, untouched]
   sample: rotated
 reason:
   description: Why, as a stable word; on failure what failed.
@@ -269,6 +269,11 @@ pending_restart:
   returned: with O(name)
   type: bool
   sample: false
+campaign:
+  description: Who is done and who failed in O(campaign) so far, by name.
+  returned: with O(campaign)
+  type: dict
+  sample: {"done": ["agent-1"], "failed": []}
 results:
   description: What became of each of O(agents), by name. The task fails when one of them failed; the others are done all the same.
   returned: with O(agents)

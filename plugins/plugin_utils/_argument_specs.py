@@ -263,5 +263,6 @@ ROTATION: Spec = {
     "connections": {"type": "int", "default": 16},
     "vault_lease": {"type": "bool", "default": True},
     "fleet_wait": {"type": "float", "default": 90.0},
+    "campaign": {"type": "str"},
     "failure_budget": {"type": "int", "default": 3},
 }

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
 from ansible_collections.muster.agents.plugins.plugin_utils._adoption import AGENT_ID
+from ansible_collections.muster.agents.plugins.plugin_utils._campaign import Campaign
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import AgentsError, InvalidInput, InvalidRequest, Rejected, VaultFailure
 from ansible_collections.muster.agents.plugins.plugin_utils._host import controller_identity
 from ansible_collections.muster.agents.plugins.plugin_utils._options import control_plane
@@ -131,10 +132,11 @@ class _Pool:
         return session
 
 
-def rotate_fleet(args: t.Mapping[str, t.Any], *, check_mode: bool, say: Say) -> dict[str, t.Any]:
+def rotate_fleet(args: t.Mapping[str, t.Any], campaign: Campaign, *, check_mode: bool, say: Say) -> dict[str, t.Any]:
     """Rotate every agent of the option ``agents`` that is due, and return the task result. Raises AgentsError before anything was written.
 
-    What fails for one agent does not stop the others, and is told in its own entry of ``results``. *say* shows a line of progress.
+    What fails for one agent does not stop the others, and is told in its own entry of ``results``. *campaign* knows who was rotated in it before, and
+    learns who is now. *say* shows a line of progress.
     """
     agents, wish = _agents(args), _wish(args, check_mode)
     plane = control_plane(args)
@@ -145,7 +147,12 @@ def rotate_fleet(args: t.Mapping[str, t.Any], *, check_mode: bool, say: Say) -> 
             plane.http.close()
         pool = _Pool(args, vault)
         try:
-            return _result(_Fleet(wish, pool, say).run(agents), check_mode)
+            done = {agent.name: Outcome("unchanged", "done_in_campaign", f"{agent.name} was rotated in this campaign already.")
+                    for agent in agents if campaign.standing(agent.name) == "done"}
+            outcomes = {**done, **_Fleet(wish, pool, say).run([agent for agent in agents if agent.name not in done])}
+            if not check_mode:
+                _note(campaign, outcomes)
+            return _result({agent.name: outcomes[agent.name] for agent in agents}, check_mode)
         finally:
             pool.close()
 
@@ -374,6 +381,14 @@ class _Fleet:
         error = AgentsError(f"{said} in {self._wish.wait:g} s.", reason=reason)
         self._restore(session, item.agent, item.old, item.new, error)
         return Outcome("rolled_back" if error.facts.get("rolled_back") else "failed", error.reason, f"{item.agent.name}: {error.msg}")
+
+
+def _note(campaign: Campaign, outcomes: t.Mapping[str, Outcome]) -> None:
+    for name, outcome in outcomes.items():
+        if outcome.action in _FAILED:
+            campaign.note(name, outcome.reason)
+        elif outcome.action in ("rotated", "repaired") or outcome.reason == "not_due":
+            campaign.note(name, "")
 
 
 def _answer(future: Future[t.Any]) -> t.Any:

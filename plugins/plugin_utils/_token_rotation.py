@@ -12,8 +12,9 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
 from ansible_collections.muster.agents.plugins.plugin_utils._adoption import AGENT_ID
+from ansible_collections.muster.agents.plugins.plugin_utils._campaign import Campaign
 from ansible_collections.muster.agents.plugins.plugin_utils._enrolment import Order, Parts
-from ansible_collections.muster.agents.plugins.plugin_utils._errors import InvalidInput
+from ansible_collections.muster.agents.plugins.plugin_utils._errors import AgentsError, InvalidInput
 from ansible_collections.muster.agents.plugins.plugin_utils._fleet_rotation import rotate_fleet
 from ansible_collections.muster.agents.plugins.plugin_utils._health import gate_options
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Host
@@ -32,10 +33,28 @@ __all__ = ["rotate"]
 
 def rotate(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Carry out token_rotate with validated *args* and return its result. Raises AgentsError."""
+    check_mode = bool(action._task.check_mode)
+    campaign = Campaign(state_directory("campaigns"), args["url"], args.get("campaign") or "", args["failure_budget"])
     if args.get("agents") is not None:
-        return rotate_fleet(args, check_mode=bool(action._task.check_mode), say=action._display.display)
+        return {**rotate_fleet(args, campaign, check_mode=check_mode, say=action._display.display), **_told(args, campaign)}
     if not args.get("name"):
         raise InvalidInput("Neither name nor agents is given: name one agent, or list those of a fleet.")
+    standing = campaign.standing(args["name"])
+    if standing != "due":
+        return {**_left_alone(args, standing), **_told(args, campaign)}
+    try:
+        result = _rotate_one(action, args, task_vars)
+    except AgentsError as error:
+        if not check_mode and error.facts.get("action") in ("failed", "rolled_back"):
+            campaign.note(args["name"], error.reason)
+        error.facts.update(_told(args, campaign))
+        raise
+    if not check_mode:
+        campaign.note(args["name"], "")
+    return {**result, **_told(args, campaign)}
+
+
+def _rotate_one(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     parts = _parts(action, args, task_vars)
     try:
         rotation = Rotation(_order(action, args), parts, _wish(args))
@@ -44,6 +63,19 @@ def rotate(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mapping
         parts.plane.http.close()
         if parts.vault is not None:
             parts.vault.close()
+
+
+def _left_alone(args: t.Mapping[str, t.Any], standing: str) -> dict[str, t.Any]:
+    """Return the result for an agent that this campaign has no work for, or stops before."""
+    if standing == "done":
+        msg = f"{args['name']} was rotated in the campaign {args['campaign']} already."
+        return {"changed": False, "action": "unchanged", "reason": "done_in_campaign", "msg": msg}
+    msg = f"{args['name']} keeps its credential: more than {args['failure_budget']} others failed in this run. Look at them, then run again."
+    return {"changed": False, "action": "untouched", "reason": "budget_spent", "msg": msg}
+
+
+def _told(args: t.Mapping[str, t.Any], campaign: Campaign) -> dict[str, t.Any]:
+    return {"campaign": campaign.summary()} if args.get("campaign") else {}
 
 
 def _order(action: ActionBase, args: t.Mapping[str, t.Any]) -> Order:

@@ -17,7 +17,7 @@ from ansible_collections.muster.agents.plugins.action import agent_config, agent
 
 TASK_FILES = sorted(file for role in ROLES for file in (role / "tasks").glob("*.yml"))
 PLAYBOOKS = sorted((COLLECTION / "playbooks").glob("*.yml"))
-MAGIC = {"ansible_check_mode", "ansible_facts"}
+MAGIC = {"ansible_check_mode", "ansible_facts", "ansible_play_batch", "ansible_play_hosts"}
 OURS = {"agent_config": agent_config, "agent_health": agent_health, "agent_info": agent_info, "agent_register": agent_register}
 
 
