@@ -236,12 +236,16 @@ class Oxmon(ControlPlane):
         return {"oxmon_grpc": f"{host}:{self.grpc_port}"}
 
     async def control(self, action: str, options: Mapping[str, Any]) -> Any:
-        """Actions: ``require_auth`` (on), ``report`` (name), ``certificates`` (a tick of the scheduler), ``refill`` (rate limits)."""
+        """Actions: ``require_auth`` (on), ``report`` (name), ``forget_agent`` (name, with its reports), ``certificates`` (a tick of the scheduler)."""
         if action == "require_auth":
             self.require_auth = bool(options.get("on", True))
             return {"require_agent_auth": self.require_auth}
         if action == "report":
             self.store_report(str(options["name"]), [("cpu.usage", 1.0, str(options["name"]))], {"hostname": "by-hand"})
+            return {}
+        if action == "forget_agent":
+            for statement in ("DELETE FROM oxmon_agents WHERE agent_id = ?", "DELETE FROM oxmon_report_logs WHERE agent_id = ?"):
+                self.db.run(statement, str(options["name"]))
             return {}
         if action == "certificates":
             await self.certificates.tick()

@@ -209,6 +209,14 @@ class Oxmon(ControlPlane):
         warning = f"The former token of {enrolment.name} died at once: an agent that still runs with it is refused until it is restarted with the new one."
         return Issued(issued.credential, created=False, server=issued.server, warnings=(warning, *issued.warnings))
 
+    def rotate(self, enrolment: Enrolment, credential: Credential, attempt: str) -> Issued | None:
+        """Regenerate the token. The old one is dead at once and cannot come back, so that a lost answer is made up for by asking once more."""
+        entry = self._entry(enrolment.name)
+        if entry is None:
+            raise Rejected(f"{self.http.url} has no whitelist entry of {enrolment.name} (tokens may not be checked there): run agent_register.",
+                           reason="not_enrolled")
+        return self._replace(enrolment, entry, attempt, created=False)
+
     def refresh_metadata(self, enrolment: Enrolment, attempt: str) -> Issued | None:
         """Send a changed description; None where entries cannot be changed (the guide has no such call)."""
         entry = self._entry(enrolment.name)
@@ -242,13 +250,13 @@ class Oxmon(ControlPlane):
         return Withdrawal(removed=(f"The whitelist entry of {name} at {self.http.url}.",) if removed else (), remains=remains)
 
     def list_agents(self) -> t.Iterator[Record]:
-        """Yield every whitelisted agent, then those that report without being whitelisted, where the server tells (status ``not_whitelisted``)."""
+        """Yield every whitelisted agent, then those that report without being whitelisted, where the server tells (status ``not_enrolled``)."""
         for entry in self._pages(_WHITELIST):
             yield self._record(entry)
         for agent in self._pages(_AGENTS, optional=True):
             if agent.get("in_whitelist") is False:
                 yield Record(
-                    name=str(agent.get("agent_id") or ""), status="not_whitelisted", last_seen=_moment(agent.get("last_seen")), details={"whitelisted": False})
+                    name=str(agent.get("agent_id") or ""), status="not_enrolled", last_seen=_moment(agent.get("last_seen")), details={"whitelisted": False})
 
     def _entry(self, name: str) -> dict[str, t.Any] | None:
         """Return the entry of exactly this name; the server's filter finds substrings only, and its quotes are not safe (names have none)."""
@@ -294,7 +302,7 @@ class Oxmon(ControlPlane):
 
     def _remove(self, name: str, entry: t.Mapping[str, t.Any]) -> None:
         """Delete an entry; one that is gone already is fine."""
-        answer = self._send("DELETE", f"{_WHITELIST}/{_segment(entry['id'] if 'id' in entry else name)}", None, "")
+        answer = self._send("DELETE", f"{_WHITELIST}/{_segment(entry.get('id', name))}", None, "")
         if answer.status not in (200, 202, 204) and not (answer.status == 404 and isinstance(answer.json, dict)):
             raise self._failure(answer, f"the removal of {name}")
 

@@ -506,7 +506,7 @@ def test_a_list_names_everybody_and_who_reports_without_being_whitelisted(server
     assert listed[NAME].details["whitelisted"] is True
     assert listed[NAME].details["description"] == "rack 4"
     if contract == "shipped":
-        assert (listed["stranger.x"].status, listed["stranger.x"].details["whitelisted"]) == ("not_whitelisted", False)
+        assert (listed["stranger.x"].status, listed["stranger.x"].details["whitelisted"]) == ("not_enrolled", False)
         assert listed[NAME].last_seen == ""
     else:
         assert set(listed) == {NAME}
