@@ -6,7 +6,11 @@
 
 from __future__ import annotations
 
-_LOGIN = r"""
+
+class ModuleDocFragment:
+    """Mirrors VAULT of plugin_utils/_argument_specs.py."""
+
+    DOCUMENTATION = r"""
 options:
   vault:
     description:
@@ -101,9 +105,6 @@ options:
         description: Seconds to wait for a connection, and for each answer.
         type: float
         default: 10.0
-"""
-
-_PATHS = r"""
   vault_paths:
     description:
       - Where Vault keeps the credentials, one item for each entry. Fields that others keep in the same entry stay as they are.
@@ -132,11 +133,5 @@ _PATHS = r"""
         required: true
 """
 
-
-class ModuleDocFragment:
-    """Mirrors VAULT of plugin_utils/_argument_specs.py."""
-
-    DOCUMENTATION = _LOGIN + _PATHS
-
-    # For modules that log in there and keep nothing in a KV engine.
-    LOGIN = _LOGIN
+    # For modules that log in there and keep nothing in a KV engine: the same without the paths.
+    LOGIN: str = DOCUMENTATION.partition("  vault_paths:\n")[0]
