@@ -41,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--forks", type=int, help=f"default: {standard.forks}")
     parser.add_argument("--ssh-hosts", type=int, help=f"systemd hosts (default: {standard.ssh_hosts})")
     parser.add_argument("--certificate-hosts", type=int, help=f"hosts that get a certificate (default: {standard.certificate_hosts})")
+    parser.add_argument("--fleet", type=int, help=f"agents or endpoints served by one task (default: {standard.fleet})")
+    parser.add_argument("--peer-items", type=int, help=f"as many of them are served one by one, and reckoned up (default: {standard.peer_items})")
     parser.add_argument("--growth", type=_pair, metavar="FEW,MANY", help="hosts that are compared for growth (default: {},{})".format(*standard.growth))
     parser.add_argument("--scale", type=_pair, nargs="*", metavar="HOSTS,FORKS", help="further sizes of the enrolment")
     parser.add_argument("--into", type=Path, help="folder for results.json and plots (default: docs/benchmarks for a complete run at standard sizes, "

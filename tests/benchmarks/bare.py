@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import ssl
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from cryptography import x509
 
 __all__ = ["CONNECTIONS", "main"]
 
@@ -63,7 +65,73 @@ async def _enrol(given: Mapping[str, Any]) -> float:
     return await _all(list(given["places"]), one, given["ca_file"])
 
 
-_KINDS: Mapping[str, Callable[[Mapping[str, Any]], Coroutine[Any, Any, float]]] = {"enrol": _enrol}
+async def _fleet(given: Mapping[str, Any]) -> float:
+    """Register agents and keep their tokens in Vault: what rotations start from."""
+
+    async def one(session: aiohttp.ClientSession, name: str) -> None:
+        body = {"deployment_hash": name, "agent_version": "1.0.0", "capabilities": ["docker"], "system_info": {"os": "linux"}}
+        async with session.post(f"{given['stacker_url']}/api/v1/agent/register", json=body) as answer:
+            item = (await answer.json())["data"]["item"]
+        leaf = f"{given['vault_address']}/v1/{given['vault_agent_path_prefix']}/{name}/token"
+        async with session.post(leaf, json={"data": {"token": item["agent_token"]}}, headers={"X-Vault-Token": given["vault_token"]}) as answer:
+            await answer.read()
+
+    return await _all(given["names"], one, given["ca_file"])
+
+
+async def _rotate(given: Mapping[str, Any]) -> float:
+    """Take a lease, read, prove, write with check-and-set, read back, prove, give the lease back: what a guarded rotation cannot do without."""
+    headers = {"X-Vault-Token": given["vault_token"]}
+    base, prefix = f"{given['vault_address']}/v1", given["vault_agent_path_prefix"]
+
+    async def proved(session: aiohttp.ClientSession, name: str, token: str) -> None:
+        url, bearer = f"{given['stacker_url']}/api/v1/agent/notifications", {"Authorization": f"Bearer {token}"}
+        async with session.get(url, params={"deployment_hash": name}, headers=bearer) as answer:
+            await answer.read()
+
+    async def read(session: aiohttp.ClientSession, leaf: str) -> dict[str, Any]:
+        async with session.get(leaf, headers=headers) as answer:
+            found: dict[str, Any] = (await answer.json())["data"]
+            return found
+
+    async def write(session: aiohttp.ClientSession, leaf: str, data: Mapping[str, str], version: int) -> None:
+        async with session.post(leaf, json={"data": dict(data), "options": {"cas": version}}, headers=headers) as answer:
+            await answer.read()
+
+    async def one(session: aiohttp.ClientSession, name: str) -> None:
+        leaf, lease = f"{base}/{prefix}/{name}/token", f"{prefix}/{name}/muster_lease"
+        await write(session, f"{base}/{lease}", {"holder": "bench"}, 0)
+        entry = await read(session, leaf)
+        await proved(session, name, entry["data"]["token"])
+        token = secrets.token_urlsafe(64)
+        await write(session, leaf, {**entry["data"], "token": token}, entry["metadata"]["version"])
+        await read(session, leaf)
+        await proved(session, name, token)
+        async with session.delete(f"{base}/{lease.replace('/data/', '/metadata/', 1)}", headers=headers) as answer:
+            await answer.read()
+
+    return await _all(given["names"], one, given["ca_file"])
+
+
+async def _check(given: Mapping[str, Any]) -> float:
+    """Shake hands with every endpoint, verify its chain and name, and see when its certificate ends; 64 at a time."""
+    context = ssl.create_default_context(cafile=given["ca_file"])
+    waiting = iter(given["addresses"])
+
+    async def worker() -> None:
+        for address in waiting:
+            _reader, writer = await asyncio.open_connection(address, given["port"], ssl=context, server_hostname="localhost")
+            certificate = x509.load_der_x509_certificate(writer.get_extra_info("ssl_object").getpeercert(True))
+            if certificate.not_valid_after_utc.timestamp() < time.time():
+                raise ValueError("an endpoint's certificate has ended")
+            writer.transport.abort()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(worker() for _number in range(64)))
+    return time.perf_counter() - began
+
+
+_KINDS: Mapping[str, Callable[[Mapping[str, Any]], Coroutine[Any, Any, float]]] = {"enrol": _enrol, "fleet": _fleet, "rotate": _rotate, "check": _check}
 
 
 def main() -> None:

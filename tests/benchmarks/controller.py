@@ -26,6 +26,10 @@ _SSH = "-o ControlMaster=auto -o ControlPersist=120s -o StrictHostKeyChecking=no
 _SSH_ALONE = "-o ControlMaster=no -o ControlPersist=no -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
 
 
+# Whose values would make one machine's figures differ from another's: a bundle of authorities, for one, is read anew by every process.
+_UNWANTED = frozenset({"PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"})
+
+
 class BenchError(Exception):
     """A run failed or did not do its work, so that its time means nothing."""
 
@@ -91,7 +95,7 @@ class Controller:
             ours["ANSIBLE_REMOTE_TEMP"] = "/tmp/.ansible"
         else:
             ours["ANSIBLE_PYTHON_INTERPRETER"] = sys.executable
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_") and name != "PYTHONPATH"}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_") and name not in _UNWANTED}
         return {**kept, **ours}
 
 

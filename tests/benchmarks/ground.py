@@ -24,10 +24,13 @@ from world.ca import SERVER_NAMES
 
 from .controller import BenchError, Controller
 
-__all__ = ["Agents", "Ground"]
+__all__ = ["FLEET", "Agents", "Ground"]
 
 _NETWORK = "10.231.37.0/24"
 _HERE = Path(__file__).resolve().parent
+
+FLEET = "secret/data/fleet"
+"""Where the tokens of a fleet lie that is rotated through Vault."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,11 @@ class Ground:
         """Stacker as it ships, which keeps tokens in OpenBao."""
         return self._stacker("shipped", self.bao, ("127.0.0.1:0",), "shipped")
 
+    @cached_property
+    def fleet(self) -> ReferenceServer:
+        """Stacker as its guide tells it, which takes over what OpenBao's KV v2 holds below ``secret/data/fleet``."""
+        return self._stacker("documented", self.bao, ("127.0.0.1:0",), FLEET)
+
     def _stacker(self, contract: str, bao: OpenBao, listen: tuple[str, ...], mount: str = "") -> ReferenceServer:
         link = VaultLink(bao.url, str(bao.token_file), str(bao.ca_file), mount) if mount else None
         tls = Tls(str(self.pair.cert), str(self.pair.key))
@@ -118,6 +126,11 @@ class Ground:
             "stacker_url": url, "vault_address": f"https://{address}:{bao.port}", "vault_token": bao.root_token, "vault_token_file": str(bao.token_file),
             "ca_file": str(self.ca.ca_file), "agent_version": "1.0.0", "vault_agent_path_prefix": mount, "templates": str(_HERE / "templates"),
         }
+
+    @cached_property
+    def fleet_variables(self) -> dict[str, Any]:
+        """Variables of plays on the controller against the fleet's control plane."""
+        return self._variables(self.fleet, self.bao, "127.0.0.1", FLEET)
 
     @cached_property
     def shipped_variables(self) -> dict[str, Any]:

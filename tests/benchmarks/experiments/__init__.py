@@ -11,9 +11,10 @@ from contextlib import AbstractContextManager, contextmanager
 from ..experiment import Experiment, Options
 from ..ground import Ground
 from .certificates import issue
+from .checks import check_endpoints
 from .enrol import enrol_local, growth, nothing_to_do, scale
 from .gate import gate
-from .memory import memory_use
+from .rotation import fleet_memory, fleet_rotation
 from .ssh import over_ssh
 from .vault import vault_store
 
@@ -40,7 +41,9 @@ EXPERIMENTS: Mapping[str, Opened] = {
     "issue": _simple(issue),
     "gate": _simple(gate),
     "growth": _simple(growth),
-    "memory": _simple(memory_use),
+    "rotate": _simple(fleet_rotation),
+    "check": _simple(check_endpoints),
+    "memory": _simple(fleet_memory),
     "scale": _simple(scale),
     "ssh": over_ssh,
 }
