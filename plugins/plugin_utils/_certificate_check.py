@@ -9,6 +9,8 @@ Looking is done by the same code on both: here directly, on the host inside the 
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import re
 import time
 import typing as t
@@ -35,7 +37,6 @@ _HTTPS = 443
 _KEEP_SECONDS = 90 * 86400  # how long an item that is checked no more is remembered
 _REMEMBERED = ("not_before", "not_after", "chain_not_after", "fingerprint_sha256", "issuer")
 _ENDPOINT = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:/\s]+))(?::(?P<port>[0-9]{1,5}))?\Z")
-_BARE_V6 = re.compile(r"[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\Z")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def check(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mapping[
     jobs = [*_endpoint_jobs(args, passphrase), *_file_jobs(args, passphrase)]
     if not jobs and not args["directories"]:
         raise InvalidInput("There is nothing to check: give files, directories or endpoints.")
-    jobs, seen = _look_on_host(action, args, task_vars, jobs) if args["from"] == "host" else _look_here(args, jobs)
+    jobs, seen = _look_on_host(action, args, task_vars, jobs) if args["from"] == "host" else _look_here(args, jobs, passphrase)
     source = "controller" if args["from"] == "controller" else str(task_vars.get("inventory_hostname", "host"))
     results = [{**result, "source": source} for result in _judged(jobs, seen, context, args)]
     remembered = _remembered(results, args, now, check_mode=check_mode)
@@ -121,8 +122,8 @@ def _host_and_port(given: t.Mapping[str, t.Any]) -> tuple[str, int]:
     """Return host and port out of an endpoint's *host*, which may carry the port, and *port*. Raises InvalidInput."""
     text = given["host"].strip()
     default = DEFAULT_PORTS.get(given["starttls"] or "", _HTTPS)
-    if _BARE_V6.match(text):
-        return text, given["port"] or default
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.IPv6Address(text)), given["port"] or default
     found = _ENDPOINT.match(text)
     if found is None:
         raise InvalidInput(f"endpoints: {text!r} is no endpoint: write it as host, host:port or [address]:port.")
@@ -171,8 +172,8 @@ def _certificates_of(paths: t.Sequence[str]) -> t.Iterator[Certificate]:
 # -- looking
 
 
-def _look_here(args: t.Mapping[str, t.Any], jobs: t.Sequence[_Job]) -> tuple[list[_Job], list[Seen]]:
-    jobs = [*jobs, *(_file_job(replace(source, passphrase=_passphrase(args)), args, {}) for source in files.expand(args["directories"], args["patterns"]))]
+def _look_here(args: t.Mapping[str, t.Any], jobs: t.Sequence[_Job], passphrase: str) -> tuple[list[_Job], list[Seen]]:
+    jobs = [*jobs, *(_file_job(replace(source, passphrase=passphrase), args, {}) for source in files.expand(args["directories"], args["patterns"]))]
     sights = probe([job.target for job in jobs if job.target], timeout=args["timeout"], retries=args["retries"], concurrency=args["concurrency"])
     return _matched(jobs, iter(sights), map(files.read, _sources(jobs)))
 

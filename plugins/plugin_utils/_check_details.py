@@ -214,7 +214,9 @@ def _attributes(parsed: x509.Certificate, which: str) -> list[t.Any]:
 def _readable(what: t.Callable[[], t.Any]) -> str | None:
     """Return None when *what* can be read, else why not."""
     try:
-        what()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            what()
     except _errors() as error:
         return _first_line(error)
     return None

@@ -11,6 +11,7 @@ import ipaddress
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,6 +185,7 @@ class TlsServer(Listener):
     newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
     preface: Callable[[socket.socket], bool] | None = None
     address: str = "127.0.0.1"
+    wanted_port: int = 0
     context: ssl.SSLContext = field(init=False)
 
     def __post_init__(self) -> None:
@@ -195,7 +197,9 @@ class TlsServer(Listener):
         if self.client_ca is not None:
             self.context.verify_mode = ssl.CERT_REQUIRED
             self.context.load_verify_locations(self.client_ca)
-        super().__init__()
+        self._socket = socket.create_server((self.address, self.wanted_port))
+        self.port = self._socket.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
 
     def serve(self, connection: socket.socket) -> None:
         """Shake hands and wait for the end."""
