@@ -15,7 +15,7 @@ if [ -z "$mirror" ]; then
     sed -n 's/^Debian|Debian|//p' | head -n 1)
 fi
 
-include=systemd,systemd-sysv,dbus,python3,python3-apt,ca-certificates,curl,iproute2,openssh-server,procps
+include=systemd,systemd-sysv,dbus,python3,python3-apt,python3-cryptography,ca-certificates,curl,iproute2,openssh-server,procps
 
 # Device, sysctl, module and network management would act on the host's kernel; logind and gettys have nothing to do here.
 masked='systemd-udevd.service systemd-modules-load.service systemd-sysctl.service systemd-networkd.service

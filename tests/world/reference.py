@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reference_agent.build import AGENTS, build
+
 from .ca import KeyPair, write_private
-from .errors import WorldError
 from .machine import TOP
 from .processes import Daemon
 
@@ -38,12 +38,9 @@ class VaultAccess:
 
 
 def build_releases(directory: Path, version: str) -> None:
-    """Write the reference agent's release artefacts and their ``.sha256`` files into ``directory``."""
-    directory.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(_TESTS / "reference_agent" / "build.py"), str(directory), "--version", version]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise WorldError(f"The reference agent cannot be built:\n{done.stderr}")
+    """Write the reference agents' release artefacts and their ``.sha256`` files into ``directory``."""
+    for agent in AGENTS:
+        build(directory, version, agent=agent)
 
 
 def control_plane_arguments(operator: Path, reports: str) -> list[str]:
