@@ -30,6 +30,7 @@ ROOT = Path(_argument_specs.__file__).parents[2]
 ACTIONS = sorted(path.stem for path in (ROOT / "plugins" / "action").glob("[a-z]*.py"))
 MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("[a-z]*.py"))
 FILTERS = sorted(path.stem for path in (ROOT / "plugins" / "filter").glob("[a-z]*.py"))
+TESTS = sorted(path.stem for path in (ROOT / "plugins" / "test").glob("[a-z]*.py"))
 FRAGMENTS = sorted(path.stem for path in (ROOT / "plugins" / "doc_fragments").glob("[a-z]*.py") if path.stem != "attributes")
 GROUPS: dict[str, list[str]] = yaml.safe_load((ROOT / "meta" / "runtime.yml").read_text())["action_groups"]
 # What module_defaults of a group may set: every option of these fragments is accepted by every member.
@@ -47,7 +48,7 @@ def documented(kind: str, name: str) -> dict[str, t.Any]:
 
 @functools.cache
 def ansible_doc(kind: str) -> dict[str, t.Any]:
-    names = [f"{COLLECTION}.{name}" for name in (MODULES if kind == "module" else FILTERS)]
+    names = [f"{COLLECTION}.{name}" for name in {"module": MODULES, "filter": FILTERS, "test": TESTS}[kind]]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-m", "ansible.cli.doc", "--type", kind, "--json", *names], check=False, capture_output=True, text=True, timeout=120,
@@ -253,4 +254,13 @@ def test_a_filter_is_documented_with_examples(name: str) -> None:
     assert found["doc"]["version_added"] == "1.0.0"
     assert all(text.strip().endswith(".") for _option, text in described(found["doc"]["options"], ""))
     assert all(re.match(r"[a-z_]+\.[a-z_]+\.[a-z_]+\Z", module_of(task)) for task in yaml.safe_load(found["examples"]))
-    assert found["return"]["_value"]["type"] == "str"
+    assert found["return"]["_value"]["type"] in ("str", "float", "dict")
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_a_test_is_documented_with_examples(name: str) -> None:
+    found = documented("test", name)
+    assert found["doc"]["version_added"] == "1.0.0"
+    assert all(text.strip().endswith(".") for _option, text in described(found["doc"]["options"], ""))
+    assert all(re.match(r"[a-z_]+\.[a-z_]+\.[a-z_]+\Z", module_of(task)) for task in yaml.safe_load(found["examples"]))
+    assert found["return"]["_value"]["type"] == "bool"
