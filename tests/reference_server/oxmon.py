@@ -115,18 +115,19 @@ class Config:
 class Limiter:
     """A bucket of *burst* requests that refills at *per_second*; the server counts on a clock that only moves forward."""
 
-    def __init__(self, burst: int, per_second: float) -> None:
+    def __init__(self, burst: int, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._burst = burst
         self._per_second = per_second
+        self._clock = clock
         self.refill()
 
-    def refill(self) -> None:
-        """Fill the bucket."""
-        self._level, self._moment = float(self._burst), time.monotonic()
+    def refill(self, missing: float = 0.0) -> None:
+        """Fill the bucket, but for so many; more than it holds keep it empty for a while."""
+        self._level, self._moment = self._burst - missing, self._clock()
 
     def take(self) -> float | None:
         """Take one; None when it may pass, else the seconds until the next one may."""
-        now = time.monotonic()
+        now = self._clock()
         self._level = min(float(self._burst), self._level + (now - self._moment) * self._per_second)
         self._moment = now
         if self._level >= 1.0:
@@ -522,10 +523,16 @@ class ShippedOxmon(Oxmon):
         ]
 
     async def control(self, action: str, options: Mapping[str, Any]) -> Any:
-        """Further actions: ``refill`` (rate limits), ``unlock`` (logins), ``revoke_sessions``, ``lose_token_key``."""
+        """Further actions: ``refill`` and ``drain`` (rate limits; *seconds* until a request may pass), ``unlock`` (logins), ``revoke_sessions``,
+        ``lose_token_key``.
+        """
         if action == "refill":
             self._login_limit.refill()
             self._api_limit.refill()
+        elif action == "drain":
+            seconds = float(options.get("seconds", 30.0))
+            self._login_limit.refill(4 + seconds / 12)
+            self._api_limit.refill(59 + seconds)
         elif action == "unlock":
             self._failures.clear()
         elif action == "revoke_sessions":
