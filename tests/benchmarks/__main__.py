@@ -19,7 +19,7 @@ from .experiment import Options, Report, conduct
 from .experiments import EXPERIMENTS
 from .ground import Ground
 from .measure import two_processes_against_one
-from .report import as_document, machine, table, write_document
+from .report import as_document, machine, table, write_document, write_page
 
 __all__ = ["main"]
 
@@ -88,6 +88,7 @@ def main() -> int:
     document = as_document(reports, options, facts, time.monotonic() - began)
     written = write_document(document, into)
     _draw(document, into)
+    write_page(document, table(reports), into)
     print(f"\n{table(reports)}\n\n{document['seconds']} s in all; {written.relative_to(TOP) if written.is_relative_to(TOP) else written} holds every run")
     return 1 if any(report.missing for report in reports) else 0
 

@@ -19,7 +19,7 @@ from typing import Any
 from .experiment import Options, Report
 from .measure import Sample
 
-__all__ = ["as_document", "machine", "table", "write_document"]
+__all__ = ["as_document", "machine", "table", "write_document", "write_page"]
 
 _FIGURES = ("wall", "task", "cpu", "memory")
 
@@ -93,6 +93,22 @@ def write_document(document: Mapping[str, Any], folder: Path) -> Path:
     file = folder / "results.json"
     file.write_text(json.dumps(document, indent=2) + "\n")
     return file
+
+
+def write_page(document: Mapping[str, Any], text: str, folder: Path) -> None:
+    """Write ``results.md`` into *folder*: the table *text*, where it was measured, and whatever plots lie there."""
+    facts = document["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in {**facts["packages"], **facts["collections"]}.items())
+    place = f"{facts['processor']}, {facts['cores']} cores, {facts['memory_mib']} MiB, Linux {facts['kernel']}, Python {facts['python']}."
+    lines = [
+        "# Results", "", "Written by `make bench`; [what is compared, and how](../performance.md). Every single run is in [results.json](results.json).", "",
+        "```text", text, "```", "",
+        place, f"Two processes do {facts['two_processes_against_one']} times the work of one. {packages}.",
+    ]
+    for name, words in (("ratios", "How many times faster, with targets"), ("hosts", "Seconds against hosts")):
+        if (folder / f"{name}.svg").exists():
+            lines += ["", f"![{words}]({name}.svg)"]
+    (folder / "results.md").write_text("\n".join(lines) + "\n")
 
 
 def table(reports: Sequence[Report]) -> str:
