@@ -1,0 +1,42 @@
+# Copyright (c) 2026, muster.agents contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The local connection with a switch: a host whose mark exists is away."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.connection.local import Connection as Local
+
+DOCUMENTATION = """
+name: switchable
+short_description: A local host that a test can take away
+description: Runs on this machine, unless a file with the host's name lies in MUSTER_TEST_AWAY.
+version_added: 1.0.0
+author: muster.agents contributors (@muster-agents)
+extends_documentation_fragment: [connection_pipelining]
+"""
+
+
+class Connection(Local):
+    """A host of a test."""
+
+    transport = "switchable"
+
+    def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> Any:
+        """Run a command, if the host is there."""
+        self._require_there()
+        return super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
+
+    def put_file(self, in_path: str, out_path: str) -> Any:
+        """Copy a file to the host, if it is there."""
+        self._require_there()
+        return super().put_file(in_path, out_path)
+
+    def _require_there(self) -> None:
+        folder = os.environ.get("MUSTER_TEST_AWAY", "")
+        if folder and os.path.exists(os.path.join(folder, self._play_context.remote_addr)):
+            raise AnsibleConnectionFailure(f"{self._play_context.remote_addr} is away")

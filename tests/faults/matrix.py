@@ -1,0 +1,279 @@
+# Copyright (c) 2026, muster.agents contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The cells of the crash matrix, and how one is played: begin, end in some way at some point, run again, look.
+
+A cell is a transaction (enrol, rotate, or go back after a red gate), a point in it, a way to end there, and who runs next. What must hold afterwards
+is always the same: one live record, one working credential that host, files and Vault agree on, nothing left lying about, and a second run that
+sends no request that changes anything.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from integration.agents import CONTRACTS, REGISTER, Agent, World
+from integration.controller import Controller, Play, for_each
+
+from ansible_collections.muster.agents.plugins.plugin_utils._spool import Spool
+from world.processes import wait_until
+
+ROTATE = "muster.agents.token_rotate"
+CONNECTIONS = Path(__file__).parent / "connections"
+DEAD = "http://127.0.0.1:9/health"
+
+# The points that each transaction passes for an agent whose token is our own and lies in Vault.
+POINTS = {
+    "enrol": ("after_probe", "after_look", "before_issue", "after_issue", "after_spool", "after_settle", "after_vault", "after_mint", "before_delivery",
+              "after_delivery"),
+    "rotate": ("after_probe", "after_look", "after_plan", "after_lease", "after_stage", "after_vault", "after_settle", "before_delivery", "after_delivery",
+               "after_nudge", "before_commit", "after_commit", "after_gate"),
+    "back": ("before_rollback", "after_vault_back", "after_rollback"),
+}
+DISTURBANCES = ("disk-full", "read-only", "unreachable")
+ENDS = ("kill", "exception", *DISTURBANCES)
+NEXT = ("same-controller", "new-controller", "host-rebuilt")
+_SIZE = "6m"
+
+__all__ = ["ENDS", "NEXT", "POINTS", "ROTATE", "Cell", "Played", "cells", "play"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One line of the matrix. contract and way say which server and which way to the host it is played with."""
+
+    transaction: str
+    point: str
+    end: str
+    next: str
+    contract: str
+    way: str
+
+    @property
+    def name(self) -> str:
+        """How it is called, in the output and as a host."""
+        return "-".join((self.transaction, self.point, self.end, self.next, self.contract, self.way)).replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Played:
+    """What became of a cell: an empty problem is a pass."""
+
+    cell: Cell
+    problem: str
+
+
+def cells(
+    points: Mapping[str, Sequence[str]] | None = None, ends: Sequence[str] = ENDS, following: Sequence[str] = NEXT, *, both: bool = False,
+) -> list[Cell]:
+    """Return the matrix. Contracts and ways take turns from cell to cell; *both* plays each cell with either contract."""
+    chosen = []
+    number = 0
+    for transaction, names in (points or POINTS).items():
+        for point in names:
+            for end in ends:
+                for after in following:
+                    way = "module" if number % 5 == 4 else "fast"
+                    for contract in CONTRACTS if both else (CONTRACTS[number % 2],):
+                        chosen.append(Cell(transaction, point, end, after, contract, way))
+                    number += 1
+    return chosen
+
+
+def play(world: World, directory: Path, chosen: Sequence[Cell], *, parallel: int = 2) -> Iterator[Played]:
+    """Play *chosen* in *directory*, and yield what became of each, in order."""
+    stage = _Stage(world, directory)
+    try:
+        yield from stage.play(chosen, parallel)
+    finally:
+        stage.clear()
+
+
+class _Stage:
+    """Hosts and control nodes of a passage through the matrix."""
+
+    def __init__(self, world: World, directory: Path) -> None:
+        self.world = world
+        self.directory = directory
+        self.away = directory / "away"
+        self.away.mkdir(parents=True)
+        self.first = Controller(directory / "first-node")
+        self.other = Controller(directory / "other-node")
+        self.agents: dict[Cell, Agent] = {}
+        self.mounted: list[Path] = []
+        self.starting = threading.Lock()
+
+    def play(self, chosen: Sequence[Cell], parallel: int) -> Iterator[Played]:
+        """See the function of the same name."""
+        for cell in chosen:
+            self.agents[cell] = Agent(self.world, cell.contract, self._host(cell), cell.way, policy=cell.transaction == "enrol")
+        enrolled = [cell for cell in chosen if cell.transaction != "enrol"]
+        problems: dict[Cell, str] = {}
+        if enrolled:
+            begun = self._run(self.first, REGISTER, enrolled)
+            problems.update({cell: f"could not be enrolled first: {begun.result(cell.name)}" for cell in enrolled if begun.result(cell.name)["failed"]})
+        groups: dict[tuple[str, str, str], list[Cell]] = {}
+        for cell in chosen:
+            kind = "disturb" if cell.end in DISTURBANCES else cell.end
+            groups.setdefault((cell.transaction, cell.point, kind), []).append(cell)
+        with ThreadPoolExecutor(parallel) as pool:
+            for found in pool.map(lambda group: self._end(group[0], group[1]), groups.items()):
+                problems.update(found)
+        self._rebuild([cell for cell in chosen if cell.next == "host-rebuilt"])
+        problems.update(self._recover(chosen))
+        problems.update(self._judge(chosen, problems))
+        for cell in chosen:
+            yield Played(cell, problems.get(cell, ""))
+
+    def clear(self) -> None:
+        """Take the hosts' file systems away."""
+        for place in self.mounted:
+            subprocess.run(["umount", "--lazy", str(place)], check=False)
+
+    def _host(self, cell: Cell) -> Path:
+        """Return the directory of a cell's host, a small file system of its own where it is to run full or become read-only."""
+        place = self.directory / "hosts" / cell.name
+        place.mkdir(parents=True)
+        if cell.end in ("disk-full", "read-only"):
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_SIZE},mode=0755", "muster-test", str(place)], check=True)
+            self.mounted.append(place)
+        return place
+
+    def _options(self, module: str, cell: Cell) -> dict[str, Any]:
+        agent = self.agents[cell]
+        if module == REGISTER:
+            return agent.options(adopt="always", lease=2)
+        return agent.options(agent_token_policy=None, seen=False, attempts=1, delay=0.2, settle_timeout=3, lease=2)
+
+    def _start(self, node: Controller, module: str, chosen: Iterable[Cell], *, fault: str = "", **changes: Any) -> Any:
+        orders = {cell.name: {**self._options(module, cell), **changes} for cell in chosen}
+        task, hosts = for_each(module, orders)
+        environment = {"ANSIBLE_CONNECTION_PLUGINS": str(CONNECTIONS), "MUSTER_TEST_AWAY": str(self.away)}
+        if fault:
+            environment["MUSTER_AGENTS_TEST_FAULT"] = fault
+        hosts = {host: {**variables, "ansible_connection": "switchable"} for host, variables in hosts.items()}
+        with self.starting:
+            return node.start([task], hosts, environment=environment, forks=max(4, len(hosts)) if fault else 6)
+
+    def _run(self, node: Controller, module: str, chosen: Iterable[Cell], **changes: Any) -> Play:
+        play: Play = self._start(node, module, chosen, **changes).end()
+        return play
+
+    # -- the end of the first run
+
+    def _end(self, key: tuple[str, str, str], group: Sequence[Cell]) -> dict[Cell, str]:
+        """Run a transaction up to its point on all hosts of *group*, and end it there. Returns what did not go as it should."""
+        transaction, point, kind = key
+        changes: dict[str, Any] = {} if transaction == "enrol" else {"when": ["always"]}
+        if transaction == "back":
+            changes["health_url"] = DEAD
+        module = REGISTER if transaction == "enrol" else ROTATE
+        running = self._start(self.first, module, group, fault=f"{point}={'raise' if kind == 'exception' else 'stop'}", **changes)
+        if kind == "exception":
+            play = running.end()
+            return {cell: f"was to be ended at {point} and was not: {play.result(cell.name)}" for cell in group
+                    if not play.result(cell.name)["failed"] and transaction != "back"}
+        running.wait_halted(len(group))
+        if kind == "kill":
+            running.kill()
+            return {}
+        for cell in group:
+            self._disturb(cell)
+        while running.halted():
+            for process in running.halted():
+                os.kill(process, signal.SIGCONT)
+            time.sleep(0.1)
+        running.end()
+        for cell in group:
+            self._undisturb(cell)
+        return {}
+
+    def _disturb(self, cell: Cell) -> None:
+        place = self.agents[cell].directory
+        if cell.end == "unreachable":
+            (self.away / cell.name).touch()
+        elif cell.end == "read-only":
+            subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        else:
+            _fill(place)
+
+    def _undisturb(self, cell: Cell) -> None:
+        place = self.agents[cell].directory
+        if cell.end == "unreachable":
+            (self.away / cell.name).unlink()
+        elif cell.end == "read-only":
+            subprocess.run(["mount", "-o", "remount,rw", str(place)], check=True)
+        else:
+            (place / "filler").unlink()
+
+    def _rebuild(self, chosen: Iterable[Cell]) -> None:
+        """Lose everything that a host had."""
+        for cell in chosen:
+            for path in self.agents[cell].directory.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    # -- the run after it
+
+    def _recover(self, chosen: Sequence[Cell]) -> dict[Cell, str]:
+        """Run again: the same command where that makes sense, a plain enrolment elsewhere."""
+        problems: dict[Cell, str] = {}
+        time.sleep(3)  # the leases of the dead runs end
+        for node, module, mine in (
+            (self.first, REGISTER, [cell for cell in chosen if cell.next == "same-controller" and cell.transaction == "enrol"]),
+            (self.first, ROTATE, [cell for cell in chosen if cell.next == "same-controller" and cell.transaction != "enrol"]),
+            (self.other, REGISTER, [cell for cell in chosen if cell.next != "same-controller"]),
+        ):
+            if mine:
+                play = self._run(node, module, mine)
+                problems.update({cell: f"the run after failed: {play.result(cell.name).get('msg')}" for cell in mine if play.result(cell.name)["failed"]})
+        return problems
+
+    def _judge(self, chosen: Sequence[Cell], problems: Mapping[Cell, str]) -> dict[Cell, str]:
+        """Look at every host, then run once more and see that nothing is sent and nothing changes."""
+        found: dict[Cell, str] = {}
+        # Rotation leaves it to the enrolment to bring Vault's own token for the agent up to date; nothing of that is due here.
+        whole = [cell for cell in chosen if cell not in problems]
+        for cell in whole:
+            agent = self.agents[cell]
+            try:
+                agent.check_healthy()
+            except (AssertionError, OSError, ValueError, KeyError) as error:
+                found[cell] = f"is not healthy: {type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}"
+            spool = Spool(str(self.first.home / "muster" / "spool"), agent.stacker.url, agent.name)
+            if cell.next == "same-controller" and spool.find() is not None:
+                found[cell] = "has a credential left in the controller's spool"
+        whole = [cell for cell in whole if cell not in found]
+        if not whole:
+            return found
+        self.world.quiet()
+        again = self._run(self.other, REGISTER, whole)
+        sent = self.world.mutations()
+        for cell in whole:
+            result = again.result(cell.name)
+            if result["failed"] or result["changed"]:
+                found[cell] = f"the second run was not quiet: {result.get('action')} {result.get('reason')} {result.get('msg')}"
+        if sent and not found:
+            found[whole[0]] = f"the second runs sent changes: {sent[:3]}"
+        return found
+
+
+def _fill(place: Path) -> None:
+    """Write until no space is left."""
+    with (place / "filler").open("wb", buffering=0) as stream:
+        block = b"x" * 65536
+        while block:
+            try:
+                stream.write(block)
+            except OSError:
+                block = block[: len(block) // 2]
+    wait_until(lambda: shutil.disk_usage(place).free < 8192, 5, 0.05)
