@@ -228,8 +228,8 @@ def test_the_shipped_parser_has_its_own_rules() -> None:
 
 
 @pytest.mark.parametrize("text", [
-    'a = 1\n[b]\nc = "#no comment" # one\nd = [ "x,y", "z", ] # more\ne = true\nf = -1.5e3\n'
-    'g = \'lit\\n\'\nh = "\\u00e4\\t\\"\\\\"\ni = [\n1,\n2\n]\nj = 1_000\n',
+    ('a = 1\n[b]\nc = "#no comment" # one\nd = [ "x,y", "z", ] # more\ne = true\nf = -1.5e3\n'
+     'g = \'lit\\n\'\nh = "\\u00e4\\t\\"\\\\"\ni = [\n1,\n2\n]\nj = 1_000\n'),
     "", "# only\n",
 ])
 def test_the_small_reader_agrees_with_pythons_own(text: str) -> None:

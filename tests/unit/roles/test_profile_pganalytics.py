@@ -11,7 +11,8 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from role_files import Variables
+import yaml
+from role_files import COLLECTION, Variables
 
 from ansible_collections.muster.agents.plugins.action.agent_register import ARGUMENT_SPEC
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
@@ -19,7 +20,8 @@ from ansible_collections.muster.agents.plugins.plugin_utils._errors import Rende
 from ansible_collections.muster.agents.plugins.plugin_utils._formats import parse
 from ansible_collections.muster.agents.plugins.plugin_utils._rendering import render
 
-AGENT = {"agent_id": "550e8400-e29b-41d4-a716-446655440000", "name": "primary-db", "hostname": "db-prod-01.example.com"}
+AGENT = {
+    "agent_id": "550e8400-e29b-41d4-a716-446655440000", "name": "primary-db", "hostname": "db-prod-01.example.com", "url": "https://api.example.com"}
 ISSUED = {"token": Secret("header.claims.signature"), "certificate": Secret("CERTIFICATE\n"), "private_key": Secret("KEY\n")}
 DOCUMENTED = {**ISSUED, "ca_certificate": Secret("CA\n")}
 PASSWORD = {"pg_password": Secret("s3cret#with!signs")}
@@ -198,7 +200,7 @@ VAULT = {"url": "https://vault.example.com:8200/", "auth_method": "token", "toke
 def test_vault_gets_the_guides_entry() -> None:
     fields = {"jwt_token": "token", "collector_id": "agent_id"}
     assert Variables("registration", "pganalytics", agent_vault=VAULT).value("_agent_vault_paths") == [
-        {"path": "secret/pganalytics/collectors/n-1", "fields": fields}]
+        {"path": "secret/data/pganalytics/collectors/n-1", "fields": fields}]
     with_password = Variables("registration", "pganalytics", agent_vault=VAULT, **GIVEN).value("_agent_vault_paths")
     assert with_password[0]["fields"] == {**fields, "pg_password": "pg_password"}
     assert Variables("registration", "pganalytics", agent_vault=VAULT).value("_agent_token_policy") == {}
@@ -246,6 +248,41 @@ def test_unit_has_the_places_that_the_collector_writes_to() -> None:
                  f"ExecStart=/usr/local/bin/pganalytics --config {TOML}"):
         assert line in lines
     assert not any(line.startswith(("EnvironmentFile", "StandardInput")) for line in lines)
+
+
+class _Loader(yaml.SafeLoader):
+    """Knows the tag for text that is not rendered early."""
+
+
+_Loader.add_constructor("!unsafe", lambda loader, node: str(loader.construct_scalar(node)))
+
+
+def variant(name: str) -> dict[str, t.Any]:
+    """Return the variables of one of the documented variants."""
+    text = (COLLECTION / "docs" / "examples" / "pganalytics" / "variants" / f"{name}.yml").read_text()
+    loaded: dict[str, t.Any] = _Loader(text).get_single_data()
+    return loaded
+
+
+@pytest.mark.parametrize("secrets", [DOCUMENTED, ISSUED], ids=["documented", "shipped"])
+@pytest.mark.parametrize("name", ["minimal", "high-security", "multi-database", "environment"])
+def test_documented_variants_are_whole_configurations(name: str, secrets: dict[str, Secret]) -> None:
+    found = configuration({**secrets, **PASSWORD}, **variant(name))
+    assert set(GUIDE) <= set(found)
+    assert found["collector"]["id"] == AGENT["agent_id"]
+    if name == "minimal":
+        assert "log_file" not in found["collector"]
+    elif name == "high-security":
+        assert found["backend"]["pin_certificate_fingerprint"].startswith("SHA256:")
+        assert found["postgres"]["password"] == "s3cret#with!signs"
+    elif name == "multi-database":
+        excluded = found["postgres"]["exclude_databases"]
+        assert excluded == ["template0", "template1", "test_db"] or excluded == "template0,template1,test_db"
+    else:
+        assert (found["backend"]["url"], found["backend"]["jwt_token"], found["postgres"]["password"]) == ("${BACKEND_URL}", "${JWT_TOKEN}", "${PG_PASSWORD}")
+        files = rendered({**secrets, **PASSWORD}, **variant(name))
+        assert b"JWT_TOKEN=header.claims.signature\n" in files["/etc/pganalytics/collector.env"].content
+        assert b"header.claims" not in files[TOML].content
 
 
 @pytest.mark.parametrize(("settings", "named"), [
