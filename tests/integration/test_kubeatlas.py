@@ -84,9 +84,15 @@ class Host:
         return self.directory / "store" / "kubeatlas" / self.name
 
     def put(self, pair: Pair | None = None) -> Pair:
-        """Lay a pair there, a new one of our CA unless one is given."""
+        """Lay a pair there, a new one of our CA unless one is given: as plain files, or behind links as cert_issue does."""
         pair = pair or issue(f"agent-{self.name}", Issuer.of(self.atlas.agents_ca))
-        pair.write(self.directory / "etc")
+        if self.contract == "documented":
+            pair.write(self.directory / "etc")
+            return pair
+        for path in pair.write(self.directory / "etc" / ".muster" / "1"):
+            link = self.certificate.with_name(path.name)
+            link.unlink(missing_ok=True)
+            link.symlink_to(path)
         return pair
 
     def options(self, **changes: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import ssl
 import time
 import typing as t
@@ -800,6 +801,15 @@ def test_secrets_that_an_issuer_repeats_are_cut_out_of_its_words(plane: KubeAtla
     server.fault("kubeatlas_oidc_token", "status", status=401, body=said)
     with pytest.raises(Rejected, match="not <secret> of <secret>"):
         plane.check_bootstrap()
+
+
+def test_reasons_of_the_documented_troubleshooting_are_ones_that_the_code_gives() -> None:
+    top = Path(__file__).parents[3]
+    code = "".join(path.read_text() for path in (top / "plugins").rglob("*.py"))
+    table = (top / "docs" / "kubeatlas.md").read_text().partition("## When it does not work")[2].partition("## Limits")[0]
+    reasons = [reason for row in table.splitlines() if row.startswith("|") for reason in re.findall(r"`(\w+)`", row.split("|")[2])]
+    assert len(reasons) > 20
+    assert [reason for reason in reasons if f'"{reason}"' not in code] == []
 
 
 def _access_token(directory: Path) -> Secret:
