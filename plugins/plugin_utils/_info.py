@@ -22,8 +22,9 @@ def describe(control_plane: ControlPlane, name: str) -> dict[str, t.Any]:
     Raises Unreachable, Untrusted or ServerFault when the server cannot be used, Mismatch(clock_skew) when its clock or ours is wrong by
     more than five minutes, Rejected when the login that was given is refused; each carries ``server`` as far as it is known.
     """
-    server: dict[str, t.Any] = {"url": control_plane.http.url, "reachable": False, "version": "", "api_versions": [], "clock_skew": None,
-                              "enforced": None}
+    server: dict[str, t.Any] = {
+        "url": control_plane.http.url, "reachable": False, "version": "", "api_versions": [], "clock_skew": None, "enforced": None,
+    }
     try:
         if name:
             control_plane.rules.check(name, allow_unstable=True)
