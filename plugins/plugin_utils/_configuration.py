@@ -16,13 +16,13 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.muster.agents.plugins.module_utils._credential_store import Delivery, HostFile, StagedFile
 from ansible_collections.muster.agents.plugins.module_utils._receipt import Receipt
 from ansible_collections.muster.agents.plugins.module_utils._secrets import new_key
+from ansible_collections.muster.agents.plugins.plugin_utils._adapters import ADAPTERS
 from ansible_collections.muster.agents.plugins.plugin_utils._delivery_plan import changed_files, delivered, file_diffs, host_time, staged
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import InvalidInput
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Host, Look, require_free
 from ansible_collections.muster.agents.plugins.plugin_utils._identity import Gathering, agent_facts, completed
 from ansible_collections.muster.agents.plugins.plugin_utils._options import enrolment, user_secrets
 from ansible_collections.muster.agents.plugins.plugin_utils._rendering import RenderedFile, render
-from ansible_collections.muster.agents.plugins.plugin_utils.control_planes import ADAPTERS
 
 __all__ = ["configure"]
 

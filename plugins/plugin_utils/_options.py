@@ -10,12 +10,12 @@ import re
 import typing as t
 
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret, register_with_core
+from ansible_collections.muster.agents.plugins.plugin_utils._adapters import ADAPTERS
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import InvalidInput
 from ansible_collections.muster.agents.plugins.plugin_utils._http import Http, Transport
 from ansible_collections.muster.agents.plugins.plugin_utils._pacing import Pacer
 from ansible_collections.muster.agents.plugins.plugin_utils._sessions import Sessions
 from ansible_collections.muster.agents.plugins.plugin_utils._shared_state import SharedDocument, state_directory
-from ansible_collections.muster.agents.plugins.plugin_utils.control_planes import ADAPTERS
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Bootstrap, ControlPlane, Enrolment
 
 __all__ = ["bootstrap", "control_plane", "enrolment", "secret_option", "transport", "user_secrets"]

@@ -11,6 +11,7 @@ import typing as t
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
+from ansible_collections.muster.agents.plugins.plugin_utils._adapters import ADAPTERS
 from ansible_collections.muster.agents.plugins.plugin_utils._adoption import AGENT_ID, old_places
 from ansible_collections.muster.agents.plugins.plugin_utils._enrolment import Order, Outcome, Parts, Transaction
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Host
@@ -21,7 +22,6 @@ from ansible_collections.muster.agents.plugins.plugin_utils._shared_state import
 from ansible_collections.muster.agents.plugins.plugin_utils._spool import Spool
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault, agent_token_policy, vault_paths
 from ansible_collections.muster.agents.plugins.plugin_utils._withdrawal import withdraw
-from ansible_collections.muster.agents.plugins.plugin_utils.control_planes import ADAPTERS
 
 __all__ = ["register"]
 

@@ -11,6 +11,7 @@ import typing as t
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
+from ansible_collections.muster.agents.plugins.plugin_utils._adapters import ADAPTERS
 from ansible_collections.muster.agents.plugins.plugin_utils._adoption import AGENT_ID
 from ansible_collections.muster.agents.plugins.plugin_utils._campaign import Campaign
 from ansible_collections.muster.agents.plugins.plugin_utils._enrolment import Order, Parts
@@ -26,7 +27,6 @@ from ansible_collections.muster.agents.plugins.plugin_utils._rotation_plan impor
 from ansible_collections.muster.agents.plugins.plugin_utils._shared_state import state_directory
 from ansible_collections.muster.agents.plugins.plugin_utils._spool import Spool
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault, vault_paths
-from ansible_collections.muster.agents.plugins.plugin_utils.control_planes import ADAPTERS
 
 __all__ = ["rotate"]
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.muster.agents.plugins.plugin_utils._adapters import ADAPTERS
 from ansible_collections.muster.agents.plugins.plugin_utils._argument_specs import CONTROL_PLANES
-from ansible_collections.muster.agents.plugins.plugin_utils.control_planes import ADAPTERS
 
 TOP = Path(__file__).parents[3]
 NAMES = re.compile("|".join(CONTROL_PLANES), re.IGNORECASE)
@@ -64,7 +64,7 @@ def _spoken(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def _lists_of_choices(file: Path) -> bool:
-    return (file.parent.name, file.name) in {("plugin_utils", "_argument_specs.py"), ("control_planes", "__init__.py")}
+    return (file.parent.name, file.name) in {("plugin_utils", "_argument_specs.py"), ("plugin_utils", "_adapters.py")}
 
 
 def test_every_choice_has_an_adapter_a_profile_and_a_page() -> None:
