@@ -46,7 +46,8 @@ class Endpoint:
             host, port = parts.hostname, parts.port
         except ValueError:
             host, port, parts = None, None, urlsplit("")
-        if not host or not port or re.search(r"\s", host) or parts.scheme not in ("http", "https") or "@" in parts.netloc or parts.path not in ("", "/") or parts.query:
+        bare = parts.path in ("", "/") and not parts.query and "@" not in parts.netloc and re.search(r"\s", text) is None
+        if not host or not port or parts.scheme not in ("http", "https") or not bare:
             raise InvalidInput(f"grpc_endpoint {text!r} cannot be used: write it as host:port, or https://host:port where TLS is terminated before it.")
         return cls(host, port, parts.scheme == "https")
 
