@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ansible_collections.muster.agents.plugins.module_utils import _tls_probe
 from ansible_collections.muster.agents.plugins.plugin_utils import _certificate_check
@@ -201,3 +202,12 @@ def test_the_systems_cas_are_trusted_when_none_is_given(tmp_path: Path, roots: s
     monkeypatch.setenv("SSL_CERT_FILE", roots)
     assert checked(files=[str(path)])["results"][0]["verdict"] == "ok"
     assert os.environ["SSL_CERT_FILE"] == roots
+
+
+def test_the_example_alert_rules_ask_for_metrics_that_there_are(tmp_path: Path, roots: str) -> None:
+    rules = yaml.safe_load((Path(_certificate_check.__file__).resolve().parents[2] / "docs/examples/prometheus-rules.yml").read_text())
+    asked = {name for group in rules["groups"] for rule in group["rules"] for name in re.findall(r"muster_\w+", rule["expr"])}
+    path = ROOT.issue("x").write(tmp_path, "x")[0]
+    checked(files=[str(path)], ca_certs=[roots], prometheus_file=str(tmp_path / "m.prom"))
+    assert asked <= {name.partition("{")[0] for name in metrics(tmp_path / "m.prom")}
+    assert len(asked) >= 7
