@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from world.machine import TOP
-from world.venvs import VENVS, python_directories
+from world.venvs import python_directories
 
 from .place import Place
 
