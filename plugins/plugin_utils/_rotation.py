@@ -55,6 +55,8 @@ _ENROLLED = ("STORED", "ACTIVE", "COMMITTED", "ROTATING", "ROLLING_BACK")
 _SYSTEMD = "ansible.builtin.systemd_service"
 _NUDGES = {"restart": "restarted", "reload": "reloaded"}
 _ASK_AGAIN = (0.2, 1.0)
+_PENDING = "generation "
+_CAME_BACK = "rolled back to generation "
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,8 @@ class Rotation(Transaction):
         if receipt.phase == "ROTATING" and newest > current and self.parts.plane.own_credential() is not None:
             return _Situation(accepted, "staged", self._generation(look, newest))
         if receipt.phase in ("ACTIVE", "ROLLING_BACK"):
-            return _Situation(accepted, "gate", self._generation(look, current - 1))
+            came_back = receipt.history[-1].why.startswith(_CAME_BACK)  # from there no further way leads back
+            return _Situation(accepted, "gate", None if came_back else self._generation(look, current - 1))
         return _Situation(accepted, "fresh")
 
     def _generation(self, look: Look, number: int) -> _Held | None:
@@ -269,7 +272,10 @@ class Rotation(Transaction):
 
     def _nothing_due(self, look: Look, plan: RotationPlan) -> Rotated:
         receipt = _receipt(look)
+        self.parts.spool.drop()  # what lies there is on the host too, or was refused
         if not receipt.retire_pending:
+            if look.held is not None and (look.held.lease_until <= look.time or holder_is_dead(look.held.controller)):
+                self._release(self._lease(look))  # a run that died before it did anything left it
             return self._unchanged(look, plan, "not_due", f"{self.enrolment.name} keeps its credential. {plan.why}")
         look = self._lease(look)
         receipt = self._retire(look)
@@ -388,12 +394,7 @@ class Rotation(Transaction):
         """Go forward with *new*; undo it all when a step fails. *proved* says that the control plane accepts *new* already."""
         try:
             look, new = self._staged(look, new)
-            if not proved or self.parts.vault is not None:
-                self._to_vault(new)
-            if proved:
-                self._note("prove", "accepted already")
-            else:
-                self._settled(new)
+            self._prove_and_store(new, proved=proved)
             files = self._deliver(look, new, old)
             self._nudge()
             gate = self._gate()
@@ -414,6 +415,17 @@ class Rotation(Transaction):
             action, reason, msg, True, receipt, plan, tuple(self._steps), tuple(self._changes.values()), files, tuple(self._warnings), gate,
             self._diff(look, files, receipt))
 
+    def _prove_and_store(self, new: _Held, *, proved: bool) -> None:
+        """Try *new* and put it into Vault: after that where Vault makes it valid, before it where the control plane issued it."""
+        through_vault = self.parts.plane.own_credential() is not None
+        if proved:
+            self._note("prove", "accepted already")
+        elif not through_vault:
+            self._settled(new)
+        self._to_vault(new)
+        if not proved and through_vault:
+            self._settled(new)
+
     def _staged(self, look: Look, new: _Held) -> tuple[Look, _Held]:
         """Put *new* on the host beside the generation in use, which stays. Returns the look as it would be now."""
         receipt = _receipt(look)
@@ -422,11 +434,15 @@ class Rotation(Transaction):
             if new.generation == receipt.generation or receipt.phase == "ROTATING":
                 return look, new
         number = new.generation or look.generation() + 1
-        moved = receipt.moved("ROTATING", f"generation {number} staged", int(time.time()))
+        pending = receipt.retire_pending
+        if self.parts.plane.retires and new.credential.agent_id != receipt.agent_id:
+            pending = tuple(sorted({*pending, f"{_PENDING}{receipt.generation}"}))
+        moved = replace(receipt, retire_pending=pending).moved("ROTATING", f"generation {number} staged", int(time.time()))
         fresh = not new.generation
         self.parts.host.deliver(Delivery(
             self.parts.host.root, look.receipt_digest, receipt=moved.dump(), generation=number if fresh else 0,
-            secrets=_files_of(new) if fresh else (), keep=(receipt.generation, number), keep_intent=True))
+            secrets=_files_of(new) if fresh else (), keep=_kept(moved, receipt.generation, number), keep_intent=True))
+        self.parts.spool.drop()
         self._note("stage", f"generation {number}")
         faults.reach("after_stage")
         generations = {**look.generations, number: new.stored}
@@ -469,12 +485,9 @@ class Rotation(Transaction):
         rendered = self._rendered(new)
         changed = changed_files(look.files, rendered)
         receipt = self._receipt_for(look, new, rendered, "ACTIVE", f"generation {new.generation} delivered")
-        pending = receipt.retire_pending
-        if self.parts.plane.retires and old is not None and old.generation and old.generation != new.generation:
-            pending = tuple(sorted({*pending, f"generation {old.generation}"}))
         restart = host_time(look) if any(item.restart for item in changed) else receipt.pending_restart
-        receipt = replace(receipt, retire_pending=pending, pending_restart=restart, issued_at=int(time.time()))
-        keep = (new.generation, old.generation if old is not None and old.generation else new.generation - 1)
+        receipt = replace(receipt, pending_restart=restart, issued_at=int(time.time()))
+        keep = _kept(receipt, new.generation, old.generation if old is not None and old.generation else new.generation - 1)
         faults.reach("before_delivery")
         self.parts.host.deliver(Delivery(
             self.parts.host.root, look.receipt_digest, receipt=receipt.dump(), files=staged(changed), keep=keep, save_previous=True, keep_intent=True))
@@ -535,8 +548,8 @@ class Rotation(Transaction):
         faults.reach("before_retire")
         left = []
         for item in receipt.retire_pending:
-            unwanted = self._generation(look, int(item.rpartition(" ")[2]))
-            if unwanted is None or kept is None:
+            unwanted = self._generation(look, _number(item))
+            if unwanted is None or kept is None or unwanted.credential == kept.credential:
                 continue
             try:
                 withdrawal = plane.retire(self.enrolment, unwanted.credential, kept.credential)
@@ -589,7 +602,9 @@ class Rotation(Transaction):
         faults.reach("before_rollback")
         look = self._lease(self.parts.host.look())
         receipt = _receipt(look)
-        moved = receipt.generation == new.generation
+        moved = receipt.generation == new.generation != old.generation
+        if not self._is_ours(look, new if moved else old):
+            raise HostFailure("Another run has gone on with this agent meanwhile, and is left alone.", reason="changed")
         if moved and receipt.phase != "ROLLING_BACK":
             document = receipt.moved("ROLLING_BACK", f"back to generation {old.generation}", int(time.time()))
             self.parts.host.deliver(Delivery(self.parts.host.root, look.receipt_digest, receipt=document.dump(), keep_intent=True))
@@ -615,18 +630,27 @@ class Rotation(Transaction):
             self._release(self.parts.host.look())
             self._warnings.append(f"The agent does not prove itself with its old credential either. {error.msg}")
 
+    @staticmethod
+    def _is_ours(look: Look, held: _Held) -> bool:
+        """Say whether the host's credential in use is *held*, under its number and in its content."""
+        return _receipt(look).generation == held.generation and dict(look.generations.get(held.generation, {})) == held.stored
+
     def _host_back(self, look: Look, new: _Held, old: _Held) -> None:
         """Put the old files and the old generation back; the staged one goes."""
         rendered = self._old_files(old)
         changed = changed_files(look.files, rendered)
-        receipt = self._receipt_for(look, old, rendered, "STORED", f"rolled back to generation {old.generation}")
-        restart = host_time(look) if any(item.restart for item in changed) else 0
-        issued = self._issued_before if _receipt(look).generation != old.generation else receipt.issued_at
-        receipt = replace(receipt, pending_restart=restart, retire_pending=(), issued_at=issued)
-        if restart == 0 and receipt.phase == "STORED" and _was_committed(receipt):
-            receipt = receipt.moved("COMMITTED", "the process never left it", int(time.time()))
+        before = _receipt(look)
+        moved = before.generation != old.generation
+        # Where the process may have read the new one, only the gate can say that it is back.
+        phase = "ACTIVE" if moved or changed else _phase_before(before)
+        receipt = self._receipt_for(look, old, rendered, phase, f"{_CAME_BACK}{old.generation}")
+        pending = tuple(item for item in before.retire_pending if _number(item) != old.generation)
+        restart = host_time(look) if any(item.restart for item in changed) else before.pending_restart
+        receipt = replace(
+            receipt, pending_restart=restart, retire_pending=pending, issued_at=self._issued_before if moved else before.issued_at)
         self.parts.host.deliver(Delivery(
-            self.parts.host.root, look.receipt_digest, receipt=receipt.dump(), files=staged(changed), keep=(old.generation, old.generation - 1)))
+            self.parts.host.root, look.receipt_digest, receipt=receipt.dump(), files=staged(changed),
+            keep=_kept(receipt, old.generation, old.generation - 1)))
 
     def _old_files(self, old: _Held) -> tuple[RenderedFile, ...]:
         """Return the files as they were before this run; a run that does not know them renders them with the old credential."""
@@ -694,7 +718,8 @@ class Rotation(Transaction):
             if receipt.phase == "ROTATING":
                 document = receipt.moved(_phase_before(receipt), "staged credential dropped: Vault was changed by somebody else", int(time.time()))
                 self.parts.host.deliver(Delivery(
-                    self.parts.host.root, look.receipt_digest, receipt=document.dump(), keep=(receipt.generation, receipt.generation - 1)))
+                    self.parts.host.root, look.receipt_digest, receipt=document.dump(),
+                    keep=_kept(receipt, receipt.generation, receipt.generation - 1)))
         self._note("vault", "changed by somebody else")
         self._changes.clear()
         try:
@@ -750,8 +775,14 @@ def _files_of(held: _Held) -> tuple[tuple[str, bytes], ...]:
     return (*files, *((name, secret.reveal().encode()) for name, secret in sorted(held.stored.items())))
 
 
-def _was_committed(receipt: Receipt) -> bool:
-    return any(step.phase == "COMMITTED" for step in receipt.history)
+def _number(pending: str) -> int:
+    """Return the generation that an entry of retire_pending names."""
+    return int(pending.removeprefix(_PENDING))
+
+
+def _kept(receipt: Receipt, *numbers: int) -> tuple[int, ...]:
+    """Return the generations that stay on the host: *numbers*, and those that are needed to retire what is left of them."""
+    return tuple(sorted({*numbers, *map(_number, receipt.retire_pending)}))
 
 
 def _phase_before(receipt: Receipt) -> str:

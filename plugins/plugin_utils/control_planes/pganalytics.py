@@ -48,6 +48,7 @@ from ansible_collections.muster.agents.plugins.plugin_utils._sessions import Ses
 from ansible_collections.muster.agents.plugins.plugin_utils._times import parse_time
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import (
     Bootstrap,
+    BootstrapRecord,
     Capabilities,
     ControlPlane,
     Credential,
@@ -65,6 +66,7 @@ __all__ = ["PgAnalytics"]
 
 _API = "/api/v1"
 _COLLECTORS = f"{_API}/collectors"
+_SECRETS = f"{_API}/registration-secrets"
 _ISSUED = ("token", "certificate", "private_key")
 _SHORTEST_SECRET = 32  # characters; the guide's rule
 _LONGEST_FIELD = 255
@@ -99,6 +101,7 @@ class PgAnalytics(ControlPlane):
     rules = IdentityRules(max_length=_LONGEST_FIELD, charset="[A-Za-z0-9._-]", charset_words="A-Z, a-z, 0-9, ., - and _")
     secret_names = _ISSUED
     optional_secrets = ("ca_certificate",)
+    retires = True
 
     def __init__(self, http: Http, bootstrap: Bootstrap, sessions: Sessions | None = None) -> None:
         """See the base class. Raises MissingLibrary."""
@@ -221,6 +224,44 @@ class PgAnalytics(ControlPlane):
         except Mismatch as error:
             raise self._contradiction(error, enrolment.name) from None
         return Issued(replace(credential, secrets={**credential.secrets, "token": fresh}), created=False, server=self._state())
+
+    def rotate(self, enrolment: Enrolment, credential: Credential, attempt: str) -> Issued | None:
+        """Get a new token and pair beside the old ones: by the guide's call, or by a further record where the server has none.
+
+        A further record of the name that was never used stems from a try whose answer was lost, and is deleted first where that is possible.
+        """
+        self._require_registration(enrolment)
+        secret = self.bootstrap.registration_secret
+        headers = {**self._bearer(credential), "X-Registration-Secret": secret.reveal() if secret is not None else "", "Idempotency-Key": attempt}
+        answer = self.http.send("POST", f"{_COLLECTORS}/rotate", json_body={"collector_id": credential.agent_id}, headers=headers)
+        if answer.status == 404:
+            return self._further_record(enrolment, credential)
+        if answer.status not in (200, 201):
+            raise self._failure(answer, enrolment)
+        issued = self._issued(answer, enrolment.name)
+        try:
+            self._check_issued(answer, issued)
+        except Mismatch as error:
+            raise self._contradiction(error, enrolment.name) from None
+        return Issued(issued, created=False, server=self._state())
+
+    def _further_record(self, enrolment: Enrolment, credential: Credential) -> Issued:
+        found = self._search(enrolment.name)
+        for record in map(_record, found.entries if found is not None else ()):
+            if record.agent_id != credential.agent_id and not record.last_seen:
+                self._delete(record.agent_id, enrolment.name)
+        # Not under the key of a registration: a server that honours keys would answer with the record that is there.
+        return self._post(enrolment, str(uuid.uuid4()), self._doubts(enrolment.name, found))
+
+    def retire(self, enrolment: Enrolment, unwanted: Credential, kept: Credential) -> Withdrawal:
+        """Delete the record of a credential that has one of its own; say how long its token stays good. Raises as the delete does."""
+        if unwanted.agent_id == kept.agent_id:
+            return Withdrawal(remains=self._alive(unwanted))
+        if not self._is_admin:
+            return Withdrawal(remains=(f"The older record {unwanted.agent_id} of {enrolment.name} at {self.http.url}: deleting it needs a login, "
+                                       "give username and password, or admin_token.", *self._alive(unwanted)))
+        removed = (f"Record {unwanted.agent_id} of {enrolment.name} at {self.http.url}.",) if self._delete(unwanted.agent_id, enrolment.name) else ()
+        return Withdrawal(removed, self._alive(unwanted))
 
     def lifetime(self, credential: Credential) -> Lifetime | None:
         """What the token's own claims say."""
@@ -469,6 +510,42 @@ class PgAnalytics(ControlPlane):
             return ()
         return (f"{self.http.url} does not show its whole list of collectors, so that an older record of {name} could not be ruled out.",)
 
+    # -- registration secrets, which the shipped server manages ----------------------------------------------------------------------------
+
+    def list_bootstraps(self) -> tuple[BootstrapRecord, ...]:
+        """Return the server's registration secrets, newest first."""
+        answer = self._secrets_call("GET", _SECRETS)
+        listed = answer.json.get("secrets") if answer.status == 200 and isinstance(answer.json, dict) else None
+        if answer.status != 200 or (listed is not None and not isinstance(listed, list)):
+            raise ServerFault(f"{self.http.url} could not list its registration secrets (HTTP {answer.status} {answer.message}): run again.")
+        return tuple(_bootstrap(entry) for entry in listed or () if isinstance(entry, dict))
+
+    def create_bootstrap(self, name: str, expires_at: str) -> tuple[BootstrapRecord, Secret]:
+        """Make a registration secret. The server chooses its value, and answers 500 for a name that is taken."""
+        answer = self._secrets_call("POST", _SECRETS, {"name": name, **({"expires_at": expires_at} if expires_at else {})})
+        if answer.status in (400, 422):
+            raise InvalidRequest(f"{self.http.url} calls the registration secret {name} invalid (HTTP {answer.status} {answer.message}).")
+        value = answer.json.get("secret_value") if isinstance(answer.json, dict) else None
+        if answer.status not in (200, 201) or not isinstance(value, str) or not value:
+            raise Ambiguous(f"{self.http.url} did not answer with the value of {name} (HTTP {answer.status} {answer.message}); it may have been made.")
+        return _bootstrap(answer.json), _secret(value)
+
+    def revoke_bootstrap(self, record: BootstrapRecord) -> None:
+        """Delete a registration secret."""
+        answer = self._secrets_call("DELETE", f"{_SECRETS}/{quote(record.id, safe='')}")
+        if answer.status not in (200, 202, 204):
+            raise ServerFault(f"{self.http.url} could not delete the registration secret {record.name} (HTTP {answer.status} {answer.message}).")
+
+    def _secrets_call(self, method: str, path: str, body: t.Any = None) -> Answer:
+        if not self._is_admin:
+            raise InvalidInput("Registration secrets are an administrator's: give username and password, or admin_token.")
+        answer = self._administer(method, path, body=body)
+        if answer.status == 404 and path == _SECRETS:
+            raise self._no_bootstraps()
+        if answer.status == 403:
+            raise Rejected(f"{self.http.url} lets only administrators manage registration secrets: use such a login.", reason="forbidden")
+        return answer
+
     # -- the registration itself -----------------------------------------------------------------------------------------------------------
 
     def _require_registration(self, enrolment: Enrolment) -> None:
@@ -613,6 +690,14 @@ def _record(entry: t.Mapping[str, t.Any]) -> Record:
         name=str(entry.get("name") or ""), agent_id=str(entry.get("id") or ""), version=str(entry.get("version") or ""),
         status=str(entry.get("status") or ""), last_seen=str(entry.get("last_seen") or ""), registered_at=str(entry.get("created_at") or ""),
         reports=count if isinstance(count, int) and not isinstance(count, bool) else None, details=details)
+
+
+def _bootstrap(entry: t.Mapping[str, t.Any]) -> BootstrapRecord:
+    """Return a registration secret as the server shows it."""
+    uses = entry.get("total_registrations")
+    return BootstrapRecord(
+        id=str(entry.get("id") or ""), name=str(entry.get("name") or ""), active=bool(entry.get("active", True)), created_at=str(entry.get("created_at") or ""),
+        expires_at=str(entry.get("expires_at") or ""), uses=uses if isinstance(uses, int) else 0)
 
 
 def _more(document: t.Mapping[str, t.Any], page: int) -> bool:
