@@ -20,10 +20,11 @@ from ansible_collections.muster.agents.plugins.plugin_utils._errors import Inval
 from ansible_collections.muster.agents.plugins.plugin_utils._http import Http
 from ansible_collections.muster.agents.plugins.plugin_utils._pacing import Pace
 from ansible_collections.muster.agents.plugins.plugin_utils._sessions import Sessions
+from ansible_collections.muster.agents.plugins.plugin_utils._times import parse_time
 
 __all__ = [
-    "Bootstrap", "Capabilities", "ControlPlane", "Credential", "Enrolment", "HostProof", "IdentityRules", "Issued", "Lifetime", "Proof", "Record",
-    "ServerState", "Withdrawal",
+    "Bootstrap", "BootstrapRecord", "Capabilities", "ControlPlane", "Credential", "Enrolment", "HostProof", "IdentityRules", "Issued", "Lifetime", "Proof",
+    "Record", "ServerState", "Withdrawal",
 ]
 
 _GENERIC_NAMES = frozenset({
@@ -242,6 +243,27 @@ class Withdrawal:
     remains: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class BootstrapRecord:
+    """A secret that buys enrolments, as a control plane that manages them shows it: without its value. Times are ISO 8601, empty for never."""
+
+    id: str
+    name: str
+    active: bool = True
+    created_at: str = ""
+    expires_at: str = ""
+    uses: int = 0
+
+    def usable(self, now: float) -> bool:
+        """Say whether it is in force at *now* (seconds since the epoch)."""
+        ends = parse_time(self.expires_at)
+        return self.active and (ends is None or ends > now)
+
+    def as_result(self) -> dict[str, t.Any]:
+        """Return it as plain data for a task result."""
+        return {"id": self.id, "name": self.name, "active": self.active, "created_at": self.created_at, "expires_at": self.expires_at, "uses": self.uses}
+
+
 class ControlPlane(ABC):
     """One control plane, in every contract it is met in. Subclasses hold no state beside the session they are given.
 
@@ -374,3 +396,21 @@ class ControlPlane(ABC):
     def list_agents(self) -> t.Iterator[Record]:
         """Yield every agent the server knows, through all pages. Raises InvalidRequest where it offers no such list."""
         raise InvalidRequest(f"{self.key} offers no list of its agents: ask for one by name.", reason="unsupported")
+
+    def create_bootstrap(self, name: str, expires_at: str) -> tuple[BootstrapRecord, Secret]:
+        """Make a secret that buys enrolments and return it with its value, which is shown this once. *expires_at* may be empty.
+
+        Raises Ambiguous when it may have been made, InvalidRequest where the server manages none.
+        """
+        raise self._no_bootstraps()
+
+    def list_bootstraps(self) -> tuple[BootstrapRecord, ...]:
+        """Return the secrets that buy enrolments. Raises InvalidRequest where the server manages none."""
+        raise self._no_bootstraps()
+
+    def revoke_bootstrap(self, record: BootstrapRecord) -> None:
+        """Take a secret out of force for good. Raises InvalidRequest where the server manages none."""
+        raise self._no_bootstraps()
+
+    def _no_bootstraps(self) -> InvalidRequest:
+        return InvalidRequest(f"{self.http.url} manages no registration secrets: set the one of its own configuration.", reason="unsupported")

@@ -823,3 +823,51 @@ def test_symptom_cannot_connect_to_the_backend_names_the_port(server: ReferenceS
             connect(server).probe()
     finally:
         server.resume()
+
+
+# -- registration secrets ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_server_manages_registration_secrets(start: Start, connect: Connect) -> None:
+    admin = connect(start("shipped"), ADMIN)
+    assert admin.list_bootstraps() == ()
+    record, value = admin.create_bootstrap("fleet", "2099-01-01T00:00:00Z")
+    assert (record.name, record.active, record.usable(time.time())) == ("fleet", True, True)
+    assert _register(connect(start_of(admin), replace(PLAIN, registration_secret=value))).created
+    (listed,) = admin.list_bootstraps()
+    assert (listed.id, listed.uses) == (record.id, 1)
+    assert listed.expires_at.startswith("2099-01-01T00:00:00")
+    assert not listed.usable(time.time() + 100 * 365 * 86400)
+    with pytest.raises(Ambiguous, match="may have been made"):
+        admin.create_bootstrap("fleet", "")
+    admin.revoke_bootstrap(record)
+    assert admin.list_bootstraps() == ()
+    with pytest.raises(ServerFault, match="could not delete"):
+        admin.revoke_bootstrap(record)
+    with pytest.raises(Rejected):
+        _register(connect(start_of(admin), replace(PLAIN, registration_secret=value)))
+
+
+def start_of(plane: PgAnalytics) -> t.Any:
+    """Return something that has the address of an adapter's server."""
+    return t.cast(t.Any, type("Address", (), {"url": plane.http.url}))
+
+
+def test_where_registration_secrets_are_not_managed_that_is_said(start: Start, connect: Connect) -> None:
+    admin = connect(start("documented"), ADMIN)
+    for step in (admin.list_bootstraps, lambda: admin.create_bootstrap("x", "")):
+        with pytest.raises(InvalidRequest) as failure:
+            step()
+        assert failure.value.reason == "unsupported"
+
+
+def test_registration_secrets_are_an_administrators(start: Start, connect: Connect) -> None:
+    server = start("shipped")
+    with pytest.raises(InvalidInput, match="administrator"):
+        connect(server).list_bootstraps()
+    viewer = connect(server, replace(PLAIN, username="viewer", password=Secret(VIEWER.split(":")[1])))
+    with pytest.raises(Rejected) as refusal:
+        viewer.create_bootstrap("x", "")
+    assert refusal.value.reason == "forbidden"
+    with pytest.raises(InvalidRequest, match="invalid"):
+        connect(server, ADMIN).create_bootstrap("n" * 256, "")
