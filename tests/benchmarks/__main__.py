@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -77,6 +78,8 @@ def main() -> int:
     """Command line. Returns 1 when something could not be measured; missing a target is told, and is no failure."""
     arguments = _parser().parse_args()
     options = _options(arguments)
+    # Ended from outside, it still takes its servers and hosts down.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
     complete = options == Options() and list(arguments.only) == list(EXPERIMENTS)
     into = arguments.into or TOP / ("docs" if complete else "build") / "benchmarks"
     began = time.monotonic()

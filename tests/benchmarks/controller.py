@@ -54,14 +54,18 @@ class Play:
 
 
 class Controller:
-    """A control node in *directory*, with the collection of this checkout and whatever the environment's Python carries besides."""
+    """A control node in *directory*, with the collection of this checkout and whatever the environment's Python carries besides.
+
+    The collection is copied, so that all runs measure the same code, whatever is edited meanwhile.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._runs = 0
-        namespace = directory / "collections" / "ansible_collections" / "muster"
-        namespace.mkdir(parents=True)
-        (namespace / "agents").symlink_to(TOP)
+        collection = directory / "collections" / "ansible_collections" / "muster" / "agents"
+        for part in ("plugins", "meta"):
+            shutil.copytree(TOP / part, collection / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy2(TOP / "galaxy.yml", collection)
 
     def run(self, play: Play, *, watch_memory: bool = False) -> Sample:
         """Run *play*. Returns what it cost; raises BenchError with the end of its output when it failed."""
