@@ -4,13 +4,14 @@
 PYTHON ?= python3
 DEMO ?=
 ONLY ?=
+FAULTS ?=
 BENCH ?=
 
 export PYTHONPATH := $(CURDIR)/tests
 gates = $(PYTHON) -m gates
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test lint unit integration molecule bench venvs clean
+.PHONY: help faults demo demo-down test lint unit integration molecule bench venvs clean
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
@@ -32,6 +33,9 @@ unit: ## Unit tests on every supported ansible-core
 
 integration: ## Integration tests against the reference control plane and OpenBao, on every supported ansible-core
 	@$(gates) --only integration
+
+faults: ## The crash matrix: every step of enrolment and rotation, ended in every way (make faults FAULTS="--transaction rotate --end kill")
+	@python=$$($(PYTHON) -m world.venvs 2.19) && exec "$$python" -m faults.launch $(FAULTS)
 
 molecule: ## Molecule scenarios on systemd hosts
 	@$(gates) --only molecule

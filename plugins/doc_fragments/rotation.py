@@ -105,7 +105,9 @@ options:
         type: str
         required: true
       agent_id:
-        description: The id that the control plane gave it. Leave it out where nothing is known of it.
+        description:
+          - The id that the control plane gave it. Without it, the one in Vault is used (a field of O(agents[].vault_paths) that names V(agent_id)), or
+            the control plane is asked, which may need an administrator's login. Stacker as it ships knows a token only together with its id.
         type: str
       vault_paths:
         description: Where Vault keeps its credentials, as O(vault_paths). The first entry is the one that the control plane reads.

@@ -275,6 +275,7 @@ class _Fleet:
         """Return the credential in Vault that the control plane accepts. Raises Rejected when it accepts none."""
         tried: list[Credential] = []
         detail = "there is none"
+        known_id = agent.agent_id
         for path in agent.paths:
             names = {secret: name for name, secret in path.fields.items()}
             entry = seen[path.path]
@@ -282,7 +283,8 @@ class _Fleet:
             if set(found) != set(session.plane.secret_names):
                 continue
             stored = entry.fields.get(names.get(AGENT_ID, ""))
-            credential = Credential(agent.agent_id or (stored.reveal() if stored is not None else ""), found)
+            known_id = known_id or (stored.reveal() if stored is not None else "") or self._id_of(session, agent)
+            credential = Credential(known_id, found)
             if any(other.secrets == credential.secrets for other in tried):
                 continue
             tried.append(credential)
@@ -292,6 +294,12 @@ class _Fleet:
             detail = proof.detail or proof.how
         raise Rejected(f"the control plane accepts no token that Vault holds for it ({detail}): run agent_register on its host.",
                        reason="no_accepted_credential")
+
+    @staticmethod
+    def _id_of(session: _Session, agent: _Agent) -> str:
+        """Ask the control plane for an id that neither the operator nor Vault has; empty where it does not tell."""
+        record = session.plane.find(agent.name, None)
+        return record.agent_id if record is not None else ""
 
     def _plan(self, plane: ControlPlane, old: Credential, seen: t.Mapping[str, VaultEntry], drift: tuple[str, ...]) -> RotationPlan:
         written = [moment for entry in seen.values() for moment in [parse_time(entry.written_at)] if moment is not None]

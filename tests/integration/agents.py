@@ -152,7 +152,7 @@ class Agent:
         assert self.env()["AGENT_TOKEN"] == token
         assert len(self.records()) == 1
         assert self.receipt()["agent_id"] == self.env()["AGENT_ID"] == self.records()[0]["agent_id"] == self.secret("agent_id")
-        assert self.receipt()["phase"] in ("STORED", "COMMITTED")
+        assert self.receipt()["phase"] in ("STORED", "ACTIVE", "COMMITTED")
         if self.vault:
             assert self.in_vault() == [token, token]
         if self.policy:

@@ -1,0 +1,160 @@
+# Copyright (c) 2026, muster.agents contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Rotating the tokens of many agents through Vault KV v2 in one task, and what their hosts make of it afterwards."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reference_server.client import ReferenceServer, VaultLink
+
+from .agents import REGISTER, Agent, World, orders
+from .controller import Controller, Play
+
+ROTATE = "muster.agents.token_rotate"
+SIZE = 6
+
+
+@pytest.fixture
+def versioned(world: World) -> Iterator[ReferenceServer]:
+    """A Stacker as it ships, whose tokens lie on KV v2: it lets an old token be good no longer."""
+    link = VaultLink(world.bao.url, str(world.bao.token_file), str(world.bao.ca_file), "secret/data")
+    with ReferenceServer.start("shipped", tls=world.tls, vault=link) as server:
+        yield server
+
+
+@pytest.fixture
+def agents(world: World, versioned: ReferenceServer, controller: Controller, tmp_path: Path) -> dict[str, Agent]:
+    """Enrolled agents, none of which runs."""
+    found = {f"agent-{number}": Agent(world, "shipped", tmp_path / str(number), prefix="secret/data", server=versioned) for number in range(SIZE)}
+    controller.each(REGISTER, orders(found)).good()
+    return found
+
+
+def fleet(agents: Mapping[str, Agent], **changes: Any) -> dict[str, Any]:
+    """The options of one task for all of them."""
+    first = next(iter(agents.values()))
+    entries = [{"name": agent.name, "agent_id": agent.secret("agent_id"), "vault_paths": [{"path": leaf, "fields": {"token": "token"}} for leaf in agent.leaves]} for agent in agents.values()]
+    given = {
+        "control_plane": "stacker", "url": first.stacker.url, "ca_cert": str(first.world.ca_file), "vault": first.vault_login(), "when": ["always"],
+        "agents": entries, "connections": 4, "fleet_wait": 0, "settle_timeout": 5,
+    }
+    return {**given, **changes}
+
+
+def run(controller: Controller, options: Mapping[str, Any], *arguments: str) -> Play:
+    """One task on one host, for all agents."""
+    return controller.each(ROTATE, {"controller": options}, arguments=arguments)
+
+
+def test_a_fleet_is_foretold_rotated_and_then_adopted_by_its_hosts_without_a_change_at_the_server(
+    world: World, versioned: ReferenceServer, agents: dict[str, Agent], controller: Controller,
+) -> None:
+    old = {host: agent.secret() for host, agent in agents.items()}
+    world.quiet()
+    foretold = run(controller, fleet(agents), "--check").result("controller")
+    assert foretold["counts"]["planned"] == SIZE
+    assert world.mutations() == []
+
+    play = run(controller, fleet(agents)).good()
+    done = play.result("controller")
+    assert (done["action"], done["changed"], done["counts"]["rotated"]) == ("rotated", True, SIZE), done
+    assert f"{SIZE} of {SIZE} agents rotated, 0 failed" in play.output
+    for host, agent in agents.items():
+        entry = done["results"][agent.name]
+        assert (entry["action"], entry["failed"], sorted(entry["versions"])) == ("rotated", False, sorted(agent.leaves))
+        first, second = agent.in_vault()
+        assert first == second
+        assert first != old[host]
+        assert agent.stacker.accepts(agent.name, str(first))
+        assert not agent.stacker.accepts(agent.name, old[host])
+        assert old[host] not in play.output + play.events
+        assert str(first) not in play.output + play.events
+        assert world.bao.read(f"secret/data/{agent.name}/muster_lease") is None
+
+    world.quiet()
+    versioned.reset_counters()
+    adopted = controller.each(REGISTER, orders(agents)).good()
+    assert {adopted.result(host)["reason"] for host in agents} == {"vault_credential"}
+    for agent in agents.values():
+        agent.check_healthy()
+    quiet = controller.each(REGISTER, orders(agents)).good()
+    assert {quiet.result(host)["changed"] for host in agents} == {False}
+    assert world.mutations() == []
+    assert versioned.counters()["stacker"]["mutating"] == 0
+    again = run(controller, fleet(agents, when=["age"])).good().result("controller")
+    assert (again["changed"], again["counts"]["unchanged"]) == (False, SIZE)
+
+
+def test_agents_that_do_not_follow_get_their_tokens_back(agents: dict[str, Agent], controller: Controller) -> None:
+    """Half of the agents take their new token from Vault and are seen; the others never come back."""
+    hosts = list(agents)
+    alive, away = hosts[: SIZE // 2], hosts[SIZE // 2:]
+    old = {host: agent.secret() for host, agent in agents.items()}
+    stop = threading.Event()
+
+    def follow() -> None:
+        while not stop.is_set():
+            for host in alive:
+                token = agents[host].in_vault()[0]
+                if token is not None and token != old[host]:
+                    (agents[host].root / "generations" / "1" / "token").write_text(token)
+                    agents[host].heartbeat()
+            time.sleep(0.3)
+
+    watcher = threading.Thread(target=follow)
+    watcher.start()
+    try:
+        result = run(controller, fleet(agents, fleet_wait=8)).result("controller")
+    finally:
+        stop.set()
+        watcher.join()
+    assert result["failed"]
+    assert (result["counts"]["rotated"], result["counts"]["rolled_back"]) == (len(alive), len(away)), result
+    for host in away:
+        entry = result["results"][agents[host].name]
+        assert (entry["action"], entry["reason"], entry["failed"]) == ("rolled_back", "not_seen", True)
+        assert agents[host].in_vault() == [old[host]] * 2
+        assert agents[host].stacker.accepts(agents[host].name, old[host])
+
+
+def test_what_somebody_else_holds_or_has_spoilt_is_left_alone_and_the_budget_ends_it(
+    world: World, agents: dict[str, Agent], controller: Controller,
+) -> None:
+    held, spoilt, *others = agents.values()
+    world.bao.call("POST", f"secret/data/{held.name}/muster_lease", {"data": {"holder": "other:1", "until": str(int(time.time()) + 600)}})
+    spoilt.stacker.forget(spoilt.name)
+    done = run(controller, fleet(agents, failure_budget=5, campaign="spring")).result("controller")
+    assert done["results"][held.name]["reason"] == "busy"
+    assert done["results"][spoilt.name]["reason"] == "no_accepted_credential"
+    assert held.in_vault() == [held.secret()] * 2
+    assert [done["results"][agent.name]["action"] for agent in others] == ["rotated"] * len(others)
+    assert done["campaign"] == {"done": sorted(agent.name for agent in others), "failed": sorted([held.name, spoilt.name])}
+
+    world.bao.call("DELETE", f"secret/metadata/{held.name}/muster_lease")
+    again = run(controller, fleet(agents, failure_budget=5, campaign="spring")).result("controller")
+    assert again["results"][held.name]["action"] == "rotated"
+    assert {again["results"][agent.name]["reason"] for agent in others} == {"done_in_campaign"}
+    spent = run(controller, fleet({"spoilt": spoilt, **{agent.name: agent for agent in others}}, failure_budget=0, connections=1)).result("controller")
+    assert {spent["results"][agent.name]["action"] for agent in others} <= {"rotated", "untouched"}
+    assert "untouched" in {spent["results"][agent.name]["action"] for agent in others}
+
+
+def test_what_cannot_work_is_refused_before_anything_is_written(world: World, agents: dict[str, Agent], controller: Controller, tmp_path: Path) -> None:
+    flat = Agent(world, "shipped", tmp_path / "flat")
+    controller.each(REGISTER, orders({"flat": flat})).good()
+    world.quiet()
+    cases = {
+        "needs_kv_v2": fleet({"flat": flat}), "invalid_input": fleet(agents, connections=65),
+        "permission_denied": fleet(agents, vault={**flat.vault_login(), "token_file": None, "token": world.bao.token(["default"], ttl="1h")}),
+    }
+    for reason, options in cases.items():
+        assert run(controller, options).result("controller")["reason"] == reason
+    assert world.mutations() == []
