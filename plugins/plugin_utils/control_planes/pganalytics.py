@@ -258,8 +258,8 @@ class PgAnalytics(ControlPlane):
         if unwanted.agent_id == kept.agent_id:
             return Withdrawal(remains=self._alive(unwanted))
         if not self._is_admin:
-            return Withdrawal(remains=(f"The older record {unwanted.agent_id} of {enrolment.name} at {self.http.url}: deleting it needs a login, "
-                                       "give username and password, or admin_token.", *self._alive(unwanted)))
+            stays = f"The older record {unwanted.agent_id} of {enrolment.name} at {self.http.url}: deleting it needs a login, give username and password."
+            return Withdrawal(remains=(stays, *self._alive(unwanted)))
         removed = (f"Record {unwanted.agent_id} of {enrolment.name} at {self.http.url}.",) if self._delete(unwanted.agent_id, enrolment.name) else ()
         return Withdrawal(removed, self._alive(unwanted))
 
