@@ -353,6 +353,10 @@ class Rotation(Transaction):
 
     def _require_way(self, situation: _Situation) -> None:
         """Raise InvalidInput when this control plane's own way of rotating is not open. Nothing was sent."""
+        if self.parts.plane.capabilities.key_born_on == "host":
+            raise InvalidInput(
+                f"{self.enrolment.name} proves itself with a pair that is made on the host: renew it with cert_issue (role certificate), "
+                "then let agent_register enrol the new certificate beside the old one.", reason="pair_on_host")
         if self.parts.plane.own_credential() is not None and (self.parts.vault is None or not self.order.vault_paths):
             raise InvalidInput(
                 f"{self.enrolment.name} is rotated through Vault, where its control plane looks credentials up: give vault and vault_paths.",
