@@ -52,7 +52,7 @@ def table(results: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
         days = "" if item["days_left"] is None else f"{item['days_left']:.1f}"
         rows.append((item["item"], item["verdict"], days, item["not_after"][:10], item["issuer_cn"] or item["issuer_o"], item["reason"]))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return [_visible("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()) for row in rows]
 
 
 def nagios(results: t.Sequence[t.Mapping[str, t.Any]], limits: tuple[float | None, float | None]) -> dict[str, t.Any]:
@@ -137,5 +137,10 @@ def _days(item: t.Mapping[str, t.Any]) -> float:
 
 
 def _plain(text: str) -> str:
-    """Return *text* without what has a meaning in a Nagios line."""
-    return re.sub(r"[|\n\r']", " ", text)
+    """Return *text* without what has a meaning in a Nagios line, and without anything that is not to be seen."""
+    return re.sub("[|']", " ", _visible(text))
+
+
+def _visible(text: str) -> str:
+    """Names in certificates are what anybody wrote there: no line breaks or control characters of theirs reach a terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -211,3 +211,11 @@ def test_the_example_alert_rules_ask_for_metrics_that_there_are(tmp_path: Path, 
     checked(files=[str(path)], ca_certs=[roots], prometheus_file=str(tmp_path / "m.prom"))
     assert asked <= {name.partition("{")[0] for name in metrics(tmp_path / "m.prom")}
     assert len(asked) >= 7
+
+
+def test_names_of_others_stay_on_their_line(tmp_path: Path) -> None:
+    evil = Authority("Evil\x1b[31m\nFORGED ok | 'x'=1").issue("x")
+    report = checked(files=[str(evil.write(tmp_path, "x")[0])])
+    for text in (*report["table"], report["nagios"]["line"]):
+        assert text.isprintable()
+    assert report["nagios"]["line"].count("|") == 1

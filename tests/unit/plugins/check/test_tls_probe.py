@@ -10,6 +10,7 @@ import json
 import socket
 import ssl
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,22 @@ def test_dead_servers_do_not_hold_up_the_others(dead: Full, pair: tuple[Certifie
         seen = [group[0] for group in probe(targets, timeout=1.5, concurrency=4)]
     assert [sight.reason for sight in seen] == ["timeout"] * 40 + ["ok"] * 5
     assert {sight.tries for sight in seen} == {1}
+
+
+def test_a_slow_server_makes_room_for_the_next_one(pair: tuple[Certified, tuple[Path, Path]]) -> None:
+    met = threading.Event()
+
+    def waits(_connection: socket.socket) -> bool:
+        return met.wait(20)
+
+    def releases(_connection: socket.socket) -> bool:
+        met.set()
+        return True
+
+    with TlsServer(*pair[1], preface=waits) as slow, TlsServer(*pair[1], preface=releases) as quick:
+        targets = [Target("127.0.0.1", server.port, server_name=HOST) for server in (slow, quick)]
+        # The first speaks only once the second was met, for which there is no room until the first counts as slow.
+        assert [group[0].reason for group in probe(targets, timeout=8.0, concurrency=1)] == ["ok", "ok"]
 
 
 def test_all_addresses_of_a_name_are_looked_at(pair: tuple[Certified, tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch) -> None:
