@@ -17,7 +17,7 @@ from typing import Any
 
 from reference_agent.build import AGENTS, build
 
-from .ca import KeyPair, write_private
+from .ca import CertificateAuthority, KeyPair, write_private
 from .machine import TOP
 from .processes import Daemon
 
@@ -43,8 +43,8 @@ def build_releases(directory: Path, version: str) -> None:
         build(directory, version, agent=agent)
 
 
-def control_plane_arguments(operator: Path, reports: str) -> list[str]:
-    """Return what single control planes are started with; ``reports``: ``HOST:PORT`` for agents that report by gRPC.
+def control_plane_arguments(operator: Path, reports: str, ca: CertificateAuthority) -> list[str]:
+    """Return what single control planes are started with; ``reports``: ``HOST:PORT`` for agents that report by gRPC, ``ca`` signs what they issue.
 
     The operator's secrets are made once and kept in the folder ``operator``, one file each.
     """
@@ -56,6 +56,8 @@ def control_plane_arguments(operator: Path, reports: str) -> list[str]:
     return [
         f"--pganalytics-secret={held['registration-secret']}",
         f"--pganalytics-user=operator:{held['password']}",
+        f"--pganalytics-ca-cert={ca.ca_file}",
+        f"--pganalytics-ca-key={ca.key_file}",
         f"--kubeatlas-user=operator:{held['password']}:operator@example.com",
         f"--kubeatlas-client=muster:{held['client-secret']}:muster@example.com",
         f"--oxmon-user=operator:{held['password']}",
@@ -74,14 +76,15 @@ class Reference:
         listen: Sequence[str],
         control_port: int,
         server: KeyPair,
-        client_ca: Path,
+        client_ca: Path | None,
         vault: VaultAccess,
         releases: Path,
         arguments: Sequence[str] = (),
     ) -> None:
         """``listen``: ``HOST:PORT`` of each TLS listener. ``control_port``: the tests' own API, on loopback only.
 
-        ``client_ca`` signs the client certificates that it asks for and does without; ``arguments`` are those of single control planes.
+        ``client_ca`` signs the client certificates that it asks for and does without (None: it asks for none); ``arguments`` are those of
+        single control planes.
         """
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -92,7 +95,7 @@ class Reference:
             *(f"--listen={address}" for address in listen),
             f"--tls-cert={server.cert}",
             f"--tls-key={server.key}",
-            f"--client-ca={client_ca}",
+            *([f"--client-ca={client_ca}"] if client_ca else []),
             f"--state={directory / 'state.sqlite'}",
             f"--control-listen=127.0.0.1:{control_port}",
             f"--ready-file={self._ready}",

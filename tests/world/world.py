@@ -114,11 +114,12 @@ class World:
             listen=[f"{address}:{self.settings.control_plane_port + offset}" for address in self._listen],
             control_port=self.settings.control_port + offset,
             server=self._server,
-            client_ca=self.ca.ca_file,
+            # As shipped, no server asks for client certificates; collectors show self-signed ones, which any that asks would refuse.
+            client_ca=self.ca.ca_file if contract == "documented" else None,
             vault=VaultAccess(self.vault.url, self.ca.ca_file, self.server_token_file, "status_panel"),
             releases=self.releases,
             arguments=control_plane_arguments(
-                self.directory / "operator", f"{self._listen[-1]}:{self.settings.control_plane_port + offset + _REPORTS}"),
+                self.directory / "operator", f"{self._listen[-1]}:{self.settings.control_plane_port + offset + _REPORTS}", self.ca),
         )
 
     # -- where things are
