@@ -134,10 +134,11 @@ def pair_trouble(certificate: str, private_key: str, now: float) -> str:
         return "private key cannot be read."
     if _spki(key.public_key()) != _spki(leaf.public_key()):
         return "private key does not belong to the certificate."
-    if leaf.not_valid_after_utc.timestamp() <= now:
-        return f"certificate expired at {_moment(leaf.not_valid_after_utc)}."
-    if leaf.not_valid_before_utc.timestamp() > now + _DRIFT:
-        return f"certificate is not valid before {_moment(leaf.not_valid_before_utc)}."
+    begin, end = _validity(leaf)
+    if end.timestamp() <= now:
+        return f"certificate expired at {_moment(end)}."
+    if begin.timestamp() > now + _DRIFT:
+        return f"certificate is not valid before {_moment(begin)}."
     return "" if _for_clients(leaf) else "certificate is not for clients (no clientAuth)."
 
 
@@ -155,7 +156,7 @@ def _check_chain(chain: t.Sequence[x509.Certificate], ca: str, now: float) -> No
         anchors = x509.load_pem_x509_certificates(ca.encode())
     except ValueError:
         raise Mismatch("the ca_certificate cannot be read.", reason="bad_certificate") from None
-    if all(anchor.not_valid_after_utc.timestamp() <= now for anchor in anchors):
+    if all(_validity(anchor)[1].timestamp() <= now for anchor in anchors):
         raise Mismatch("the ca_certificate has expired.", reason="bad_certificate")
     current, others = chain[0], list(chain[1:])
     for _step in range(_LONGEST_CHAIN):
@@ -191,6 +192,13 @@ def _digest(text: str) -> bytes:
 def _spki(key: t.Any) -> bytes:
     encoded: bytes = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return encoded
+
+
+def _validity(certificate: x509.Certificate) -> tuple[datetime.datetime, datetime.datetime]:
+    """Return from when to when a certificate is good; cryptography 41 names the same moments without their zone."""
+    if hasattr(certificate, "not_valid_after_utc"):
+        return certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return certificate.not_valid_before.replace(tzinfo=datetime.timezone.utc), certificate.not_valid_after.replace(tzinfo=datetime.timezone.utc)
 
 
 def _moment(when: datetime.datetime) -> str:
