@@ -84,12 +84,12 @@ class Certificate:
     @property
     def subject(self) -> str:
         """The subject for people."""
-        return try_read(lambda: self.parsed.subject.rfc4514_string(), "") or "(no readable name)"
+        return try_read(partial(_name_words, self.parsed, "subject"), "") or "(no readable name)"
 
     @property
     def issuer(self) -> str:
         """The issuer's name for people."""
-        return try_read(lambda: self.parsed.issuer.rfc4514_string(), "") or "(no readable name)"
+        return try_read(partial(_name_words, self.parsed, "issuer"), "") or "(no readable name)"
 
     @property
     def fingerprint(self) -> str:
@@ -125,7 +125,7 @@ def details(found: Certificate, now: float) -> dict[str, t.Any]:
     constraints = found.extension(x509.BasicConstraints)
     names = san_entries(found)
     return {
-        "subject": try_read(lambda: parsed.subject.rfc4514_string(), ""), "issuer": try_read(lambda: parsed.issuer.rfc4514_string(), ""),
+        "subject": try_read(partial(_name_words, parsed, "subject"), ""), "issuer": try_read(partial(_name_words, parsed, "issuer"), ""),
         **{f"subject_{short}": value for short, value in _name_parts(parsed, "subject").items() if short in ("cn", "o")},
         **{f"issuer_{short}": value for short, value in _name_parts(parsed, "issuer").items()},
         "subject_alt_names": [value for _kind, value in names],
@@ -205,6 +205,11 @@ def _flaws(parsed: x509.Certificate) -> t.Iterator[Flaw]:
         yield Flaw("unknown_key", "its key is of a kind that is not known here")
     if try_read(lambda: parsed.serial_number, 1) <= 0:
         yield Flaw("bad_serial", "its serial number is not positive, which RFC 5280 forbids")
+
+
+def _name_words(parsed: x509.Certificate, which: str) -> str:
+    """Return a name for people; reading the name itself may fail already."""
+    return t.cast(str, getattr(parsed, which).rfc4514_string())
 
 
 def _attributes(parsed: x509.Certificate, which: str) -> list[t.Any]:
