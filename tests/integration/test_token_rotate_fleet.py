@@ -41,7 +41,9 @@ def agents(world: World, versioned: ReferenceServer, controller: Controller, tmp
 def fleet(agents: Mapping[str, Agent], **changes: Any) -> dict[str, Any]:
     """The options of one task for all of them."""
     first = next(iter(agents.values()))
-    entries = [{"name": agent.name, "agent_id": agent.secret("agent_id"), "vault_paths": [{"path": leaf, "fields": {"token": "token"}} for leaf in agent.leaves]} for agent in agents.values()]
+    entries = [
+        {"name": agent.name, "agent_id": agent.secret("agent_id"), "vault_paths": [{"path": leaf, "fields": {"token": "token"}} for leaf in agent.leaves]}
+        for agent in agents.values()]
     given = {
         "control_plane": "stacker", "url": first.stacker.url, "ca_cert": str(first.world.ca_file), "vault": first.vault_login(), "when": ["always"],
         "agents": entries, "connections": 4, "fleet_wait": 0, "settle_timeout": 5,
