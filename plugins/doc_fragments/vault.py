@@ -127,8 +127,8 @@ options:
       fields:
         description:
           - Name of each field in Vault, and the name of the secret that belongs there.
-          - Secrets are the ones the control plane issued (V(token) for Stacker), the ones listed in O(secrets), and the agent's own Vault token
-            under the name given in O(agent_token_policy.secret).
+          - Secrets are the ones the control plane issued (V(token) for Stacker), the agent's id as V(agent_id), your own from C(secrets), and the
+            agent's own Vault token under the name that C(agent_token_policy) gives it.
         type: dict
         required: true
 """

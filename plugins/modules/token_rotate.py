@@ -122,7 +122,8 @@ EXAMPLES = r"""
   rescue:
     - name: Say at which step it failed and whether the agent works
       ansible.builtin.fail:
-        msg: "{{ rotation.msg }} Step: {{ rotation.failed_step | default('none') }}, rolled back: {{ rotation.rolled_back | default(false) }}."
+        msg: >-
+          {{ rotation.msg }} Step: {{ rotation.failed_step | default('none') }}, rolled back: {{ rotation.rolled_back | default(false) }}.
 """
 
 RETURN = r"""
