@@ -70,6 +70,7 @@ _REMEDIES = {
     "credential_pending": "The control plane has not stored the credential yet: check that it reaches its Vault, then run again.",
     "credential_unclear": "The control plane gives no clear answer: look at its own health, then run again.",
     "not_seen": "Check that the host reaches the control plane's URL, and read the journal below.",
+    "not_active": "Read the journal below, and look at the agent at the control plane.",
     "no_reports": "Give it more attempts if it reports seldom, else read the journal below.",
     "key_mismatch": "Issue the pair again with cert_issue, or put certificate and key there that belong together.",
     "not_enrolled": "Run agent_register first.",
@@ -390,6 +391,9 @@ class Gate:
                 continue
             since = started.plus(self._server_clock.bounds())
             sighting = judge_seen(seen, since)
+            if record.live is False:
+                check = Check("seen", False, f"The control plane calls it {record.status}.", "not_active")
+                continue
             if record.reports == 0:
                 check = Check("seen", False, "The control plane has not got anything from it yet.", "no_reports")
                 continue

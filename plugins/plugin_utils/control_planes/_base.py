@@ -212,7 +212,8 @@ class Proof:
 class Record:
     """What the control plane knows of an agent. *last_seen* and *registered_at* are ISO 8601 in UTC, empty when unknown or never.
 
-    *reports* counts what the agent has delivered (metrics, batches), None where the server does not tell. *details* are further plain facts.
+    *live* is False where the server itself says that the agent is not active, None where it does not judge. *reports* counts what the agent has
+    delivered (metrics, batches), None where the server does not tell. *details* are further plain facts.
     """
 
     name: str
@@ -223,6 +224,7 @@ class Record:
     system_info: t.Mapping[str, t.Any] = field(default_factory=dict)
     last_seen: str = ""
     registered_at: str = ""
+    live: bool | None = None
     reports: int | None = None
     details: t.Mapping[str, t.Any] = field(default_factory=dict)
 

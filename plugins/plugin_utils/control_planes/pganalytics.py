@@ -683,12 +683,14 @@ def _is_address(text: str) -> bool:
 
 
 def _record(entry: t.Mapping[str, t.Any]) -> Record:
-    """Return a collector as the server shows it. The shipped server never counts what it gets, so that its number says nothing."""
+    """Return a collector as the server shows it. The shipped server never counts what it gets, and calls a collector registered for ever."""
     count = entry.get("metrics_count")
     details = {name: entry[name] for name in ("hostname", "config_version", "region", "tags") if entry.get(name) is not None}
+    status = str(entry.get("status") or "")
     return Record(
         name=str(entry.get("name") or ""), agent_id=str(entry.get("id") or ""), version=str(entry.get("version") or ""),
-        status=str(entry.get("status") or ""), last_seen=str(entry.get("last_seen") or ""), registered_at=str(entry.get("created_at") or ""),
+        status=status, live=None if status in ("", "registered") else status == "active", last_seen=str(entry.get("last_seen") or ""),
+        registered_at=str(entry.get("created_at") or ""),
         reports=count if isinstance(count, int) and not isinstance(count, bool) else None, details=details)
 
 

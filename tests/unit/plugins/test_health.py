@@ -149,6 +149,7 @@ class FakePlane:
     wanted: HostProof | None = None
     ca_cert: str = ""
     reports: list[int | None] = field(default_factory=lambda: [None])
+    live: list[bool | None] = field(default_factory=lambda: [None])
 
     def host_proof(self, enrolment: Enrolment) -> HostProof | None:
         return self.wanted
@@ -171,7 +172,8 @@ class FakePlane:
         answer = self.seen[min(self.asked, len(self.seen)) - 1]
         if isinstance(answer, Exception):
             raise answer
-        return None if answer is None else Record(name, last_seen=answer, reports=self.reports[min(self.asked, len(self.reports)) - 1])
+        return None if answer is None else Record(name, last_seen=answer, reports=self.reports[min(self.asked, len(self.reports)) - 1],
+                                               live=self.live[min(self.asked, len(self.live)) - 1], status="degraded")
 
 
 class World:
@@ -430,6 +432,13 @@ class TestSeen:
         world = World(plane={"reports": [0, 0, 3]})
         assert world.run()["action"] == "committed"
         assert world.plane.asked == 3
+
+    def test_an_agent_that_its_control_plane_calls_inactive_is_waited_for_and_then_red(self) -> None:
+        world = World(plane={"live": [False, False, True]})
+        assert world.run()["action"] == "committed"
+        assert world.plane.asked == 3
+        result = World(plane={"live": [False]}, wait=4.0).red()
+        assert (result["reason"], "degraded" in result["msg"]) == ("not_active", True)
 
     def test_an_agent_that_never_delivers_is_red(self) -> None:
         result = World(plane={"reports": [0]}, wait=4.0).red()
