@@ -79,7 +79,7 @@ def test_vault_gets_the_token_and_the_agent_none_of_vault() -> None:
     assert given.value("_agent_vault_paths") == [{"path": "secret/data/oxmon/n-1", "fields": {"token": "token"}}]
     assert given.value("_agent_token_policy") == {}
     usual = variables(agent_vault={"url": "https://vault.example.com"})
-    assert usual.value("_agent_vault_paths")[0]["path"] == "secret/oxmon/agents/n-1"
+    assert usual.value("_agent_vault_paths")[0]["path"] == "secret/data/oxmon/agents/n-1"
     assert variables().value("_agent_vault_paths") == []
 
 
