@@ -55,7 +55,7 @@ def test_what_is_no_token_is_refused_without_being_quoted(value: Any) -> None:
     (CERTIFICATE, 30), (iso(10), 10), (MOMENT + 86400, 1), (int(MOMENT) - 86400, -1), (NOW + datetime.timedelta(days=2), 2),
     ({"not_after": iso(-3)}, -3), ({"exp": MOMENT + 86400 * 5, "not_after": ""}, 5), ({"expires_at": iso(4), "anything": "else"}, 4),
     (TOKEN, round(1200 / 86400, 2)),
-])
+], ids=lambda _value: "")
 def test_days_are_counted_for_everything_that_tells_an_end(value: Any, days: float) -> None:
     assert cert_days_left(value, now=MOMENT) == pytest.approx(days, abs=0.011)
     assert cert_days_left(value, now=iso(1)) == pytest.approx(days - 1, abs=0.011)
@@ -78,7 +78,7 @@ def test_what_tells_no_end_is_refused_without_being_quoted(value: Any) -> None:
     (CERTIFICATE, {"days": 1, "share": 0.5}, True), (TOKEN, {"now": MOMENT}, False), (TOKEN, {"now": MOMENT + 700}, True),
     ({"not_after": iso(-1)}, {}, True), (iso(-1), {}, True), (iso(10), {"days": 30}, True), (iso(40), {"days": 30}, False),
     ({"not_before": iso(0), "not_after": iso(0)}, {"now": MOMENT - 1, "share": 0.5}, True),
-])
+], ids=lambda _value: "")
 def test_rotation_is_due_by_share_or_by_days(value: Any, options: dict[str, Any], due: bool) -> None:
     assert rotation_due(value, **{"now": MOMENT, **options}) is due
 
