@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible.utils.unsafe_proxy import wrap_var
 from role_files import COLLECTION, Variables
 
 from ansible_collections.muster.agents.plugins.action.agent_register import ARGUMENT_SPEC
@@ -208,8 +209,8 @@ def test_vault_gets_the_guides_entry() -> None:
 
 
 def test_tls_13_is_the_floor_unless_the_operator_says_otherwise() -> None:
-    assert Variables("registration", "pganalytics").value("_agent_connection")["tls_min_version"] == "1.3"
-    assert Variables("registration", "pganalytics", agent_tls_min_version="1.2").value("_agent_connection")["tls_min_version"] == "1.2"
+    assert Variables("registration", "pganalytics").value("_agent_tls_min_version") == "1.3"
+    assert Variables("registration", "pganalytics", agent_tls_min_version="1.2").value("_agent_tls_min_version") == "1.2"
 
 
 def unit(help_text: str, **given: t.Any) -> dict[str, t.Any]:
@@ -254,7 +255,7 @@ class _Loader(yaml.SafeLoader):
     """Knows the tag for text that is not rendered early."""
 
 
-_Loader.add_constructor("!unsafe", lambda loader, node: str(loader.construct_scalar(node)))
+_Loader.add_constructor("!unsafe", lambda loader, node: wrap_var(str(loader.construct_scalar(node))))
 
 
 def variant(name: str) -> dict[str, t.Any]:
