@@ -29,7 +29,7 @@ from ansible_collections.muster.agents.plugins.plugin_utils._errors import (
     Unreachable,
 )
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Look
-from ansible_collections.muster.agents.plugins.plugin_utils._pair import PROBE, pair_checks
+from ansible_collections.muster.agents.plugins.plugin_utils._pair import PROBE, last_line, pair_checks
 from ansible_collections.muster.agents.plugins.plugin_utils._redaction import redacted_view
 from ansible_collections.muster.agents.plugins.plugin_utils._times import parse_time
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import ControlPlane, Credential, Enrolment, Record
@@ -301,7 +301,7 @@ class Gate:
         })
         if answer.get("failed") or "checks" not in answer:
             reason = str(answer.get("reason") or "host_failure")
-            raise HostFailure(f"The agent cannot be looked at on the host: {_last_line(answer)}", reason=reason)
+            raise HostFailure(f"The agent cannot be looked at on the host: {last_line(answer)}", reason=reason)
         return answer
 
     def _local(self, findings: _Findings) -> Span:
@@ -490,11 +490,6 @@ def _sentence(bad: Check) -> str:
 
 def _plain(check: Check) -> dict[str, t.Any]:
     return {"name": check.name, "ok": check.ok, "reason": check.reason, "detail": check.detail, "skipped": check.skipped}
-
-
-def _last_line(answer: t.Mapping[str, t.Any]) -> str:
-    lines = str(answer.get("msg") or answer.get("module_stderr") or "no answer").strip().splitlines()
-    return lines[-1][:300] if lines else "no answer"
 
 
 def _masked(value: t.Any, known: t.Mapping[str, Secret]) -> t.Any:

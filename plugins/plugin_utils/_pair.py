@@ -12,7 +12,7 @@ from ansible_collections.muster.agents.plugins.module_utils._local_probe import 
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import HostFailure
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import HostProof
 
-__all__ = ["PROBE", "Executor", "pair_checks", "pair_option"]
+__all__ = ["PROBE", "Executor", "last_line", "pair_checks", "pair_option"]
 
 PROBE = "muster.agents.agent_probe"
 
@@ -38,6 +38,11 @@ def pair_checks(host: Executor, wanted: HostProof, ca_cert: str = "") -> list[Ch
     """Return what the host found out about the pair. Raises HostFailure when it cannot look."""
     answer = host.execute(PROBE, {"pair": pair_option(wanted, ca_cert), "timeout": 0.0, "journal": "never"})
     if answer.get("failed") or "checks" not in answer:
-        lines = str(answer.get("msg") or answer.get("module_stderr") or "no answer").strip().splitlines()
-        raise HostFailure(f"The pair cannot be looked at on the host: {lines[-1][:300] if lines else 'no answer'}")
+        raise HostFailure(f"The pair cannot be looked at on the host: {last_line(answer)}")
     return [Check(**item) for item in answer["checks"]]
+
+
+def last_line(answer: t.Mapping[str, t.Any]) -> str:
+    """Return the last line of what a module that failed says, at most 300 characters."""
+    lines = str(answer.get("msg") or answer.get("module_stderr") or "no answer").strip().splitlines()
+    return lines[-1][:300] if lines else "no answer"
