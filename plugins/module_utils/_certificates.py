@@ -477,6 +477,9 @@ def _key_words(key: t.Any) -> str:
 
 def _verify(certificate: x509.Certificate, key: t.Any) -> None:
     """Check the signature on *certificate*. Raises InvalidSignature, or TypeError for a kind of key that signs nothing."""
+    if not certificate.public_bytes(serialization.Encoding.DER).endswith(b"\0" + certificate.signature):
+        # A signature is whole bytes. The library drops the count of unused bits before them, other readers refuse the certificate for it.
+        raise InvalidSignature
     algorithm = certificate.signature_hash_algorithm
     if isinstance(key, rsa.RSAPublicKey) and algorithm is not None:
         # Newer versions name the padding; older ones know PKCS #1 v1.5 only, which every CA but a few uses.

@@ -121,6 +121,27 @@ def test_any_changed_byte_is_noticed(plain: x.Pair, place: int, value: int) -> N
     assert (verdict.reason == "ok") == (before == value)
 
 
+def test_a_signature_that_is_not_whole_bytes_is_noticed(tmp_path: Path) -> None:
+    key, file = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(key))
+    for _attempt in range(64):
+        openssl("req", "-x509", "-key", str(key), "-out", str(file), "-subj", "/CN=agent", "-addext", "extendedKeyUsage=clientAuth")
+        good = x.Pair(file.read_bytes(), key.read_bytes())
+        if der(good)[-1] % 2 == 0:  # An unused bit has to be 0, or nobody reads the certificate at all.
+            break
+    issuers = x.load_certificates(good.certificate or b"")
+    data = bytearray(der(good))
+    count = len(data) - len(issuers[0].signature) - 1
+    assert data[count] == 0
+    data[count] = 1
+    assert x.judge(good, REQUEST, issuers, RENEWAL).reason == "ok"
+    assert x.judge(x.Pair(pem(bytes(data)), good.key), REQUEST, issuers, RENEWAL).reason == "issuer_changed"
+    openssl("verify", "-check_ss_sig", "-CAfile", str(file), str(file))
+    file.write_bytes(pem(bytes(data)))
+    done = subprocess.run(["openssl", "verify", "-check_ss_sig", "-CAfile", str(file), str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode != 0, done.stdout
+
+
 @settings(max_examples=200, deadline=None)
 @given(data=st.binary(max_size=400))
 def test_any_bytes_are_judged(data: bytes) -> None:
