@@ -140,7 +140,8 @@ class Health:
 class LocalState:
     """One look at the host, units read at *time* (epoch seconds, host's clock).
 
-    *first_restarts* are the units' restart counters when the waiting began; *ended* holds each unit as it was last met between two lives.
+    *first_restarts* are the units' restart counters when the waiting began, *waited* seconds ago; *ended* holds each unit as it was last met
+    between two lives.
     """
 
     units: tuple[UnitState, ...] = ()
@@ -149,6 +150,7 @@ class LocalState:
     first_restarts: t.Mapping[str, int] = field(default_factory=dict)
     ended: t.Mapping[str, UnitState] = field(default_factory=dict)
     time: float = 0.0
+    waited: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -231,19 +233,22 @@ class Probe:
         self.state = LocalState()
         self._run = run_command
         self._first_restarts: dict[str, int] = {}
+        self._began: float | None = None
         self._ended: dict[str, UnitState] = {}
 
     def look(self) -> list[Check]:
         """Read everything once and return the verdicts; ``state`` holds what was read. Raises ProbeError when systemd does not answer."""
         units = self._units()
         now = time.time()
+        looked = time.monotonic()
+        self._began = looked if self._began is None else self._began
         for unit in units:
             self._first_restarts.setdefault(unit.name, unit.restarts)
             if unit.lived >= 0 and not unit.running:
                 self._ended[unit.name] = unit
         health = get_health(self.expected.health_url) if self.expected.health_url else None
         listeners = find_listeners(self.expected.health_url, units) if self.expected.health_url and units else ()
-        self.state = LocalState(units, health, listeners, dict(self._first_restarts), dict(self._ended), now)
+        self.state = LocalState(units, health, listeners, dict(self._first_restarts), dict(self._ended), now, looked - self._began)
         return judge(self.expected, self.state)
 
     def journal(self, lines: int) -> list[str]:
@@ -337,6 +342,8 @@ def _judge_unit(expected: Expectation, unit: UnitState, state: LocalState) -> Ch
         return Check(name, False, f"It has only just started, {unit.uptime:.1f} s ago.", "unit_starting")
     if unit.name in state.ended:
         return _judge_down(name, state.ended[unit.name], max(1, restarted))
+    if restarted > 1 and state.waited / restarted < _AT_ONCE:  # Never met between two lives, but so many lives in so little time are short ones.
+        return Check(name, False, f"Its process ends at once ({restarted} restarts in {state.waited:.0f} s).", "unit_exits")
     return Check(name, False, f"It restarted {unit.restarts} times and has been up for {unit.uptime:.1f} s.", "unit_flapping")
 
 

@@ -67,12 +67,13 @@ def ended(lived: float, **changes: object) -> str:
         "ExecMainStartTimestampMonotonic": int(start * 1e6), "ExecMainExitTimestampMonotonic": int((start + lived) * 1e6), **changes})
 
 
-def judged(text: str, first_restarts: int | None = None, **expected: t.Any) -> Check:
+def judged(text: str, first_restarts: int | None = None, waited: float = 0.0, **expected: t.Any) -> Check:
     """The verdict on one unit, as printed by systemctl."""
     (unit,) = parse_units(text, ["status-panel"], NOW)
     first = {unit.name: unit.restarts if first_restarts is None else first_restarts}
     gone = {unit.name: unit} if unit.lived >= 0 and not unit.running else {}
-    (check, _health) = judge(Expectation(units=("status-panel",), **expected), LocalState((unit,), first_restarts=first, ended=gone))
+    state = LocalState((unit,), first_restarts=first, ended=gone, waited=waited)
+    (check, _health) = judge(Expectation(units=("status-panel",), **expected), state)
     return check
 
 
@@ -111,6 +112,11 @@ class TestUnits:
         check = judged(ended(7.0, ActiveState="activating", SubState="auto-restart", NRestarts=3), first_restarts=1)
         assert (check.ok, check.reason) == (False, "unit_flapping")
         assert "2 restarts during the wait" in check.detail
+
+    @pytest.mark.parametrize(("restarts", "waited", "reason"), [(3, 9.0, "unit_exits"), (3, 11.0, "unit_flapping"), (2, 1.0, "unit_flapping")])
+    def test_a_unit_never_met_between_two_lives_is_told_by_how_many_there_were(self, restarts: int, waited: float, reason: str) -> None:
+        recent = block(NRestarts=restarts, ExecMainStartTimestampMonotonic=int((NOW - 3) * 1e6))
+        assert judged(recent, first_restarts=1, waited=waited).reason == reason
 
     def test_a_unit_that_systemd_restarted_must_stay_up_for_longer(self) -> None:
         recent = block(NRestarts=1, ExecMainStartTimestampMonotonic=int((NOW - 3) * 1e6))
@@ -429,6 +435,7 @@ class TestProbe:
         probe.look()
         assert probe.look()[0].reason == "unit_failed"
         assert probe.look()[0].reason == "unit_flapping"
+        assert probe.state.waited > 0
         assert asked[0][:2] == ["systemctl", "show"]
         assert asked[0][-2:] == ["--", "status-panel.service"]
 
