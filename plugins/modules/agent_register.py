@@ -70,10 +70,12 @@ options:
           - V(files) means that O(adopt_from[].path) is a directory with a file for each part of the credential, and that O(adopt_from[].agent_id)
             and O(adopt_from[].secrets) name these files, below the directory or by their full paths.
         type: str
-        choices: [env, json, files]
+        choices: [env, json, toml, files]
         default: env
       agent_id:
-        description: Key under which the file has the agent's id, or the name of the file that holds it.
+        description:
+          - Key under which the file has the agent's id, or the name of the file that holds it. A key inside a table or an object is written
+            with dots, such as V(collector.id).
         type: str
         required: true
       secrets:

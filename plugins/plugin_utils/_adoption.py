@@ -9,7 +9,6 @@ Who is right is decided by use, never by age: each candidate is shown to the con
 
 from __future__ import annotations
 
-import json
 import posixpath
 import typing as t
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from ansible_collections.muster.agents.plugins.module_utils._credential_store import HostFile
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret, register_with_core
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import InvalidInput
-from ansible_collections.muster.agents.plugins.plugin_utils._formats import FormatError, parse_env
+from ansible_collections.muster.agents.plugins.plugin_utils._formats import FormatError, parse
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Look
 from ansible_collections.muster.agents.plugins.plugin_utils._spool import Spool
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault, VaultPath
@@ -42,8 +41,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class OldPlace:
-    """Where an earlier tool left an agent's credential: a file with the key of the id and the keys of secrets by our names (format env or json),
-    or a directory with a file for each of them (format files).
+    """Where an earlier tool left an agent's credential: a file with the key of the id and the keys of secrets by our names (format env,
+    json or toml, where dots lead into tables), or a directory with a file for each of them (format files).
     """
 
     path: str
@@ -147,17 +146,23 @@ def _read_file(look: Look, place: OldPlace, secret_names: t.Sequence[str]) -> Cr
         return None
     text = found.content.decode("utf-8", "replace")
     try:
-        values: t.Any = parse_env(text) if place.format == "env" else json.loads(text)
-    except (FormatError, ValueError):
+        values = parse(text, place.format)
+    except FormatError:
         values = _loose_env(text) if place.format == "env" else None
-    if not isinstance(values, dict):
-        return None
-    secrets = {name: values.get(place.secrets.get(name, "")) for name in secret_names}
+    secrets = {name: _value(values, place.secrets.get(name, "")) for name in secret_names}
     if not all(isinstance(value, str) and value for value in secrets.values()):
         return None
-    credential = Credential(str(values.get(place.agent_id) or ""), {name: Secret(str(value)) for name, value in secrets.items()})
+    credential = Credential(str(_value(values, place.agent_id) or ""), {name: Secret(str(value)) for name, value in secrets.items()})
     register_with_core(credential.secrets.values())
     return credential
+
+
+def _value(document: t.Any, key: str) -> t.Any:
+    """Return what a document has under *key*: under that very name, else where its dots lead. None when it has nothing there."""
+    if isinstance(document, dict) and key not in document:
+        first, _dot, rest = key.partition(".")
+        return _value(document.get(first), rest) if rest else None
+    return document.get(key) if isinstance(document, dict) else None
 
 
 def _loose_env(text: str) -> dict[str, str]:

@@ -113,7 +113,7 @@ ENROLMENT: Spec = {
         "elements": "dict",
         "options": {
             "path": {"type": "str", "required": True},
-            "format": {"type": "str", "choices": ["env", "json", "files"], "default": "env"},
+            "format": {"type": "str", "choices": ["env", "json", "toml", "files"], "default": "env"},
             "agent_id": {"type": "str", "required": True},
             "secrets": {"type": "dict", "required": True, "no_log": False},
         },

@@ -23,6 +23,7 @@ from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base
 
 ENV = OldPlace("/opt/agent/.env", "env", "AGENT_ID", {"token": "AGENT_TOKEN"})
 JSON = OldPlace("/var/lib/agent.json", "json", "agent_id", {"token": "agent_token"})
+TOML = OldPlace("/etc/agent.toml", "toml", "agent.id", {"token": "backend.auth.token"})
 
 
 def _look(**changes: t.Any) -> Look:
@@ -52,6 +53,19 @@ def test_a_token_may_hold_equals_signs(tmp_path: Path) -> None:
 
 def test_a_json_file_is_read(tmp_path: Path) -> None:
     assert _found(tmp_path, '{"agent_id": "id", "agent_token": "tok", "more": [1]}', JSON) == [Credential("id", {"token": Secret("tok")})]
+
+
+@pytest.mark.parametrize("content", [
+    '[agent]\nid = "id"\n[backend.auth] # who we are\ntoken = "tok" # a secret\n', 'agent.id = "id"\nbackend = {auth = {token = \'tok\'}}\n',
+    '"agent.id" = "id"\n[backend]\nauth.token = "tok"\n',
+])
+def test_dots_lead_into_the_tables_of_a_toml_file(content: str, tmp_path: Path) -> None:
+    assert _found(tmp_path, content, TOML) == [Credential("id", {"token": Secret("tok")})]
+
+
+def test_dots_lead_into_the_objects_of_a_json_file(tmp_path: Path) -> None:
+    place = OldPlace("/etc/agent.json", "json", "agent.id", {"token": "agent.token"})
+    assert _found(tmp_path, '{"agent": {"id": "id", "token": "tok"}}', place) == [Credential("id", {"token": Secret("tok")})]
 
 
 FILES = OldPlace("/etc/agent", "files", "id.txt", {"token": "secrets/token.txt", "certificate": "/etc/pki/agent.crt", "ca_certificate": "ca.crt"})
@@ -88,6 +102,7 @@ def test_a_token_without_an_id_is_worth_trying(place: OldPlace, tmp_path: Path) 
 
 @pytest.mark.parametrize(("content", "place"), [
     ("", ENV), ("AGENT_ID=id\n", ENV), ("AGENT_TOKEN=\n", ENV), ("#AGENT_TOKEN=tok\n", ENV), ("\x00\xff", ENV),
+    ("", TOML), ("[backend]", TOML), ('backend = "tok"', TOML), ("backend.auth.token = tok", TOML), ("backend.auth.token = 5", TOML),
     ("", JSON), ("{", JSON), ("[]", JSON), ('"agent_token"', JSON),
     ('{"agent_token": 5}', JSON), ('{"agent_token": ""}', JSON), ('{"agent_token": null}', JSON), ('{"agent_token": {"x": 1}}', JSON),
 ])
