@@ -4,8 +4,9 @@
 
 """Named points of the transaction at which a test may end it (private to muster.agents).
 
-Nothing happens unless the environment of ansible-playbook sets ``MUSTER_AGENTS_TEST_FAULT=<point>=<kill|raise|stop>``, which is meant for tests
-alone. ``kill`` ends the controller at once; ``stop`` halts the worker until somebody kills or continues it, so that many can be killed at one point.
+Nothing happens unless the environment of ansible-playbook sets ``MUSTER_AGENTS_TEST_FAULT=<point>=<kill|raise|break|stop>``, which is meant for
+tests alone. ``kill`` ends the controller at once; ``raise`` fails as the product does, ``break`` as a mistake in it would; ``stop`` halts the worker
+until somebody kills or continues it, so that many can be killed at one point.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ _SWITCH = "MUSTER_AGENTS_TEST_FAULT"
 
 
 def reach(point: str) -> None:
-    """Say that the transaction has come to *point*. With the test switch on it, stop there, kill the controller, or raise AgentsError."""
+    """Say that the transaction has come to *point*. With the test switch on it, stop there, kill the controller, or raise AgentsError or RuntimeError."""
     wanted, _equals, action = os.environ.get(_SWITCH, "").partition("=")
     if wanted != point:
         return
     if action == "raise":
         raise AgentsError(f"The test switch ended the run at {point}.", reason="test_fault")
+    if action == "break":
+        raise RuntimeError(f"The test switch ended the run at {point}.")
     if action == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
         return

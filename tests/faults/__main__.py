@@ -21,7 +21,7 @@ from world.ca import CertificateAuthority
 
 from .matrix import ENDS, NEXT, POINTS, Cell, cells, play
 
-_BATCH = 45  # cells that are played together; their hosts and servers are shared
+_BATCH = 60  # cells that are played together; their hosts and servers are shared
 
 
 @contextmanager
@@ -56,6 +56,8 @@ def main() -> int:
     started, passed, failed = time.monotonic(), 0, 0
     with tempfile.TemporaryDirectory(prefix="muster-faults-") as name, _world(Path(name)) as world:
         for number in range(0, len(chosen), _BATCH):
+            for server in world.stackers.values():
+                server.reset()
             for played in play(world, Path(name) / f"batch-{number}", chosen[number:number + _BATCH]):
                 cell = played.cell
                 line = f"{cell.transaction:6}  {cell.point:16}  {cell.end:11}  {cell.next:15}  {cell.contract:10}  {cell.way:6}"

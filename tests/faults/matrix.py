@@ -3,9 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The cells of the crash matrix, and how one is played: begin, end in some way at some point, run again, look.
 
-A cell is a transaction (enrol, rotate, or go back after a red gate), a point in it, a way to end there, and who runs next. What must hold afterwards
-is always the same: one live record, one working credential that host, files and Vault agree on, nothing left lying about, and a second run that
-sends no request that changes anything.
+A cell is a transaction (enrol, commit, rotate, or go back after a red gate), a point in it, a way to end there, and who runs next. What must hold
+afterwards is always the same: one live record, one working credential that host, files and Vault agree on, nothing left lying about, and a second run
+that sends no request that changes anything.
+
+Each host has a fault point of its own (see connections/switchable.py), so that one run of ansible-playbook plays many cells: all that end alike.
 """
 
 from __future__ import annotations
@@ -16,26 +18,29 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from integration.agents import CONTRACTS, REGISTER, Agent, World
-from integration.controller import Controller, Play, for_each
+from integration.controller import Controller, Play, Running, for_each
 
 from ansible_collections.muster.agents.plugins.plugin_utils._spool import Spool
 from world.processes import wait_until
 
 ROTATE = "muster.agents.token_rotate"
+HEALTH = "muster.agents.agent_health"
 CONNECTIONS = Path(__file__).parent / "connections"
 DEAD = "http://127.0.0.1:9/health"
+MODULES = {"enrol": REGISTER, "commit": HEALTH, "rotate": ROTATE, "back": ROTATE}
 
 # The points that each transaction passes for an agent whose token is our own and lies in Vault.
 POINTS = {
     "enrol": ("after_probe", "after_look", "before_issue", "after_issue", "after_spool", "after_settle", "after_vault", "after_mint", "before_delivery",
               "after_delivery"),
+    "commit": ("before_commit", "after_commit"),
     "rotate": ("after_probe", "after_look", "after_plan", "after_lease", "after_stage", "after_vault", "after_settle", "before_delivery", "after_delivery",
                "after_nudge", "before_commit", "after_commit", "after_gate"),
     "back": ("before_rollback", "after_vault_back", "after_rollback"),
@@ -44,13 +49,14 @@ DISTURBANCES = ("disk-full", "read-only", "unreachable")
 ENDS = ("kill", "exception", *DISTURBANCES)
 NEXT = ("same-controller", "new-controller", "host-rebuilt")
 _SIZE = "6m"
+_HEALTH_OPTIONS = ("control_plane", "url", "ca_cert", "name", "store", "delivery")
 
-__all__ = ["ENDS", "NEXT", "POINTS", "ROTATE", "Cell", "Played", "cells", "play"]
+__all__ = ["CONNECTIONS", "ENDS", "HEALTH", "MODULES", "NEXT", "POINTS", "ROTATE", "Cell", "Played", "cells", "play"]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One line of the matrix. contract and way say which server and which way to the host it is played with."""
+    """One line of the matrix. contract and way say which server and which way to the host it is played with; mistake that an exception is not ours."""
 
     transaction: str
     point: str
@@ -58,11 +64,19 @@ class Cell:
     next: str
     contract: str
     way: str
+    mistake: bool = False
 
     @property
     def name(self) -> str:
         """How it is called, in the output and as a host."""
         return "-".join((self.transaction, self.point, self.end, self.next, self.contract, self.way)).replace("_", "-")
+
+    @property
+    def fault(self) -> str:
+        """The test switch for its host."""
+        if self.end != "exception":
+            return f"{self.point}=stop"
+        return f"{self.point}={'break' if self.mistake else 'raise'}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,7 @@ class Played:
 def cells(
     points: Mapping[str, Sequence[str]] | None = None, ends: Sequence[str] = ENDS, following: Sequence[str] = NEXT, *, both: bool = False,
 ) -> list[Cell]:
-    """Return the matrix. Contracts and ways take turns from cell to cell; *both* plays each cell with either contract."""
+    """Return the matrix. Contracts, ways and kinds of exception take turns from cell to cell; *both* plays each cell with either contract."""
     chosen = []
     number = 0
     for transaction, names in (points or POINTS).items():
@@ -85,7 +99,7 @@ def cells(
                 for after in following:
                     way = "module" if number % 5 == 4 else "fast"
                     for contract in CONTRACTS if both else (CONTRACTS[number % 2],):
-                        chosen.append(Cell(transaction, point, end, after, contract, way))
+                        chosen.append(Cell(transaction, point, end, after, contract, way, mistake=number % 4 > 1))
                     number += 1
     return chosen
 
@@ -105,8 +119,9 @@ class _Stage:
     def __init__(self, world: World, directory: Path) -> None:
         self.world = world
         self.directory = directory
-        self.away = directory / "away"
-        self.away.mkdir(parents=True)
+        self.away, self.ends = directory / "away", directory / "ends"
+        for folder in (self.away, self.ends):
+            folder.mkdir(parents=True)
         self.first = Controller(directory / "first-node")
         self.other = Controller(directory / "other-node")
         self.agents: dict[Cell, Agent] = {}
@@ -117,23 +132,31 @@ class _Stage:
         """See the function of the same name."""
         for cell in chosen:
             self.agents[cell] = Agent(self.world, cell.contract, self._host(cell), cell.way, policy=cell.transaction == "enrol")
+            (self.ends / cell.name).write_text(cell.fault)
         enrolled = [cell for cell in chosen if cell.transaction != "enrol"]
         problems: dict[Cell, str] = {}
         if enrolled:
             begun = self._run(self.first, REGISTER, enrolled)
             problems.update({cell: f"could not be enrolled first: {begun.result(cell.name)}" for cell in enrolled if begun.result(cell.name)["failed"]})
-        groups: dict[tuple[str, str, str], list[Cell]] = {}
+        groups: dict[tuple[str, str], list[Cell]] = {}
         for cell in chosen:
             kind = "disturb" if cell.end in DISTURBANCES else cell.end
-            groups.setdefault((cell.transaction, cell.point, kind), []).append(cell)
-        with ThreadPoolExecutor(parallel) as pool:
-            for found in pool.map(lambda group: self._end(group[0], group[1]), groups.items()):
-                problems.update(found)
+            groups.setdefault((cell.transaction, kind), []).append(cell)
+        problems.update(self._all([lambda key=key, group=group: self._end(*key, group) for key, group in groups.items()], parallel))
         self._rebuild([cell for cell in chosen if cell.next == "host-rebuilt"])
-        problems.update(self._recover(chosen))
+        problems.update(self._recover(chosen, parallel))
         problems.update(self._judge(chosen, problems))
         for cell in chosen:
             yield Played(cell, problems.get(cell, ""))
+
+    @staticmethod
+    def _all(work: Sequence[Callable[[], dict[Cell, str]]], parallel: int) -> dict[Cell, str]:
+        """Do *work*, so much of it at once, and return all that was found."""
+        found: dict[Cell, str] = {}
+        with ThreadPoolExecutor(parallel) as pool:
+            for part in pool.map(lambda item: item(), work):
+                found.update(part)
+        return found
 
     def clear(self) -> None:
         """Take the hosts' file systems away."""
@@ -153,36 +176,37 @@ class _Stage:
         agent = self.agents[cell]
         if module == REGISTER:
             return agent.options(adopt="always", lease=2)
-        return agent.options(agent_token_policy=None, seen=False, attempts=1, delay=0.2, settle_timeout=3, lease=2)
+        gate = {"seen": False, "attempts": 1, "delay": 0.2}
+        if module == HEALTH:
+            return {**{name: value for name, value in agent.options().items() if name in _HEALTH_OPTIONS}, **gate}
+        return agent.options(agent_token_policy=None, settle_timeout=3, lease=2, **gate)
 
-    def _start(self, node: Controller, module: str, chosen: Iterable[Cell], *, fault: str = "", **changes: Any) -> Any:
+    def _start(self, node: Controller, module: str, chosen: Iterable[Cell], *, ending: bool = False, **changes: Any) -> Running:
         orders = {cell.name: {**self._options(module, cell), **changes} for cell in chosen}
         task, hosts = for_each(module, orders)
-        environment = {"ANSIBLE_CONNECTION_PLUGINS": str(CONNECTIONS), "MUSTER_TEST_AWAY": str(self.away)}
-        if fault:
-            environment["MUSTER_AGENTS_TEST_FAULT"] = fault
+        environment = {"ANSIBLE_CONNECTION_PLUGINS": str(CONNECTIONS), "MUSTER_TEST_AWAY": str(self.away), "ANSIBLE_PIPELINING": "1"}
+        if ending:
+            environment["MUSTER_TEST_ENDS"] = str(self.ends)
         hosts = {host: {**variables, "ansible_connection": "switchable"} for host, variables in hosts.items()}
         with self.starting:
-            return node.start([task], hosts, environment=environment, forks=max(4, len(hosts)) if fault else 6)
+            return node.start([task], hosts, environment=environment, forks=len(hosts) if ending else 6)
 
     def _run(self, node: Controller, module: str, chosen: Iterable[Cell], **changes: Any) -> Play:
-        play: Play = self._start(node, module, chosen, **changes).end()
-        return play
+        return self._start(node, module, chosen, **changes).end()
 
     # -- the end of the first run
 
-    def _end(self, key: tuple[str, str, str], group: Sequence[Cell]) -> dict[Cell, str]:
-        """Run a transaction up to its point on all hosts of *group*, and end it there. Returns what did not go as it should."""
-        transaction, point, kind = key
-        changes: dict[str, Any] = {} if transaction == "enrol" else {"when": ["always"]}
+    def _end(self, transaction: str, kind: str, group: Sequence[Cell]) -> dict[Cell, str]:
+        """Run a transaction on all hosts of *group*, and end it at each one's point. Returns what did not go as it should."""
+        changes: dict[str, Any] = {"when": ["always"]} if MODULES[transaction] == ROTATE else {}
         if transaction == "back":
             changes["health_url"] = DEAD
-        module = REGISTER if transaction == "enrol" else ROTATE
-        running = self._start(self.first, module, group, fault=f"{point}={'raise' if kind == 'exception' else 'stop'}", **changes)
+        running = self._start(self.first, MODULES[transaction], group, ending=True, **changes)
         if kind == "exception":
             play = running.end()
-            return {cell: f"was to be ended at {point} and was not: {play.result(cell.name)}" for cell in group
-                    if not play.result(cell.name)["failed"] and transaction != "back"}
+            results = {cell: play.result(cell.name) for cell in group}
+            return {cell: f"was to be ended at {cell.point} and was not: {result}" for cell, result in results.items()
+                    if not result["failed"] or f"ended the run at {cell.point}" not in str(result)}
         running.wait_halted(len(group))
         if kind == "kill":
             running.kill()
@@ -224,19 +248,19 @@ class _Stage:
 
     # -- the run after it
 
-    def _recover(self, chosen: Sequence[Cell]) -> dict[Cell, str]:
+    def _recover(self, chosen: Sequence[Cell], parallel: int) -> dict[Cell, str]:
         """Run again: the same command where that makes sense, a plain enrolment elsewhere."""
-        problems: dict[Cell, str] = {}
-        time.sleep(3)  # the leases of the dead runs end
-        for node, module, mine in (
-            (self.first, REGISTER, [cell for cell in chosen if cell.next == "same-controller" and cell.transaction == "enrol"]),
-            (self.first, ROTATE, [cell for cell in chosen if cell.next == "same-controller" and cell.transaction != "enrol"]),
-            (self.other, REGISTER, [cell for cell in chosen if cell.next != "same-controller"]),
-        ):
-            if mine:
-                play = self._run(node, module, mine)
-                problems.update({cell: f"the run after failed: {play.result(cell.name).get('msg')}" for cell in mine if play.result(cell.name)["failed"]})
-        return problems
+        runs: dict[tuple[str, str], list[Cell]] = {}
+        for cell in chosen:
+            same = cell.next == "same-controller"
+            runs.setdefault(("first", MODULES[cell.transaction]) if same else ("other", REGISTER), []).append(cell)
+
+        def again(node: Controller, module: str, mine: Sequence[Cell]) -> dict[Cell, str]:
+            play = self._run(node, module, mine)
+            return {cell: f"the run after failed: {play.result(cell.name).get('msg')}" for cell in mine if play.result(cell.name)["failed"]}
+
+        nodes = {"first": self.first, "other": self.other}
+        return self._all([lambda key=key, mine=mine: again(nodes[key[0]], key[1], mine) for key, mine in runs.items()], parallel)
 
     def _judge(self, chosen: Sequence[Cell], problems: Mapping[Cell, str]) -> dict[Cell, str]:
         """Look at every host, then run once more and see that nothing is sent and nothing changes."""
