@@ -33,6 +33,7 @@ ARGUMENT_SPEC: Spec = {
     "delay": {"type": "float", "default": 2.0},
     "journal_lines": {"type": "int", "default": 40},
     "commit": {"type": "bool", "default": True},
+    "warning_days": {"type": "float"}, "critical_days": {"type": "float"}, "warning_percent": {"type": "float"}, "critical_percent": {"type": "float"},
 }
 RULES: dict[str, t.Any] = {}
 

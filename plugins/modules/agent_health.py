@@ -99,6 +99,22 @@ options:
     description: How many lines of the units' journal to show when the gate stays red.
     type: int
     default: 40
+  warning_days:
+    description:
+      - Days before the credential's end from which on RV(lifetime.verdict) is V(warning). It is told and does not make the gate red.
+      - With neither this nor any of the other three, 30 days; a third of the lifetime for a credential that lives for less than 90 days.
+    type: float
+  critical_days:
+    description:
+      - Days before the credential's end from which on RV(lifetime.verdict) is V(critical).
+      - With none of the four, 7 days; a tenth of the lifetime for a credential that lives for less than 90 days.
+    type: float
+  warning_percent:
+    description: Percentage of the credential's lifetime that is left from which on RV(lifetime.verdict) is V(warning).
+    type: float
+  critical_percent:
+    description: Percentage of the credential's lifetime that is left from which on RV(lifetime.verdict) is V(critical).
+    type: float
   commit:
     description:
       - Whether the receipt is to say what was found. With V(false) it is only a look.
@@ -237,6 +253,31 @@ last_seen:
   returned: when the agent could be looked at
   type: str
   sample: '2026-01-01T12:00:05Z'
+lifetime:
+  description: From when to when the credential on the host is good, as it says itself; null for one that does not end or does not tell.
+  returned: when the agent could be looked at
+  type: dict
+  contains:
+    issued_at:
+      description: When it was issued, in ISO 8601, empty when it does not tell.
+      type: str
+      sample: '2026-01-01T12:00:00Z'
+    expires_at:
+      description: When it ends, in ISO 8601.
+      type: str
+      sample: '2027-01-01T12:00:00Z'
+    days_left:
+      description: Days until then by the control plane's clock, negative when it has ended.
+      type: float
+      sample: 364.5
+    percent_left:
+      description: Percentage of its lifetime that is left, null when it does not tell its beginning.
+      type: float
+      sample: 99.9
+    verdict:
+      description: V(ok), or what O(warning_days), O(critical_days) and their percentages make of it, or V(expired).
+      type: str
+      sample: ok
 units:
   description: The units as systemd knows them, as described in RV(muster.agents.agent_probe#module:units).
   returned: when the agent could be looked at

@@ -23,12 +23,14 @@ from ansible_collections.muster.agents.plugins.module_utils._certificate_files i
 from ansible_collections.muster.agents.plugins.module_utils._tls_probe import DEFAULT_PORTS, Sight, Target, probe
 from ansible_collections.muster.agents.plugins.plugin_utils import _check_details, _check_outputs, _check_revocation
 from ansible_collections.muster.agents.plugins.plugin_utils._check_chain import Authorities
-from ansible_collections.muster.agents.plugins.plugin_utils._check_details import Certificate, iso, load
+from ansible_collections.muster.agents.plugins.plugin_utils._check_details import Certificate, load
 from ansible_collections.muster.agents.plugins.plugin_utils._check_revocation import Revocation, Status
-from ansible_collections.muster.agents.plugins.plugin_utils._check_verdict import VERDICTS, Context, Item, Look, Pin, Seen, Thresholds, judge, look_at
+from ansible_collections.muster.agents.plugins.plugin_utils._check_verdict import VERDICTS, Context, Item, Look, Pin, Seen, judge, look_at
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import HostFailure, InvalidInput, MissingLibrary
 from ansible_collections.muster.agents.plugins.plugin_utils._options import secret_option
 from ansible_collections.muster.agents.plugins.plugin_utils._shared_state import SharedDocument, state_directory
+from ansible_collections.muster.agents.plugins.plugin_utils._thresholds import Thresholds
+from ansible_collections.muster.agents.plugins.plugin_utils._times import iso
 
 __all__ = ["PROBE", "check", "spelled_out"]
 
@@ -70,7 +72,7 @@ def check(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mapping[
         raise MissingLibrary("cert_check needs the Python libraries cryptography and requests on the controller: install them there.")
     now = time.time()
     context = Context(
-        Authorities.of(args["ca_certs"]), _thresholds(args), now, frozenset(args["ignore"]), tuple(_certificates_of(args["intermediates"])))
+        Authorities.of(args["ca_certs"]), Thresholds.of(args), now, frozenset(args["ignore"]), tuple(_certificates_of(args["intermediates"])))
     passphrase = _passphrase(args)
     jobs = [*_endpoint_jobs(args, passphrase), *_file_jobs(args, passphrase)]
     if not jobs and not args["directories"]:
@@ -135,19 +137,6 @@ def _host_and_port(given: t.Mapping[str, t.Any]) -> tuple[str, int]:
 
 def _either(own: bool | None, common: bool) -> bool:
     return common if own is None else own
-
-
-def _thresholds(args: t.Mapping[str, t.Any]) -> Thresholds:
-    """Return the limits; days apply when they are given, or when no percentage is. Raises InvalidInput for limits in the wrong order."""
-    by_percent = args["warning_percent"] is not None or args["critical_percent"] is not None
-    warning = args["warning_days"] if args["warning_days"] is not None or by_percent else Thresholds.warning_days
-    critical = args["critical_days"] if args["critical_days"] is not None or by_percent else Thresholds.critical_days
-    found = Thresholds(warning, critical, args["warning_percent"], args["critical_percent"])
-    pairs = ((found.warning_days, found.critical_days, "days"), (found.warning_percent, found.critical_percent, "percent"))
-    for first, second, unit in pairs:
-        if first is not None and second is not None and first < second:
-            raise InvalidInput(f"warning_{unit} {first:g} is less than critical_{unit} {second:g}: a warning has to come first.")
-    return found
 
 
 def _passphrase(args: t.Mapping[str, t.Any]) -> str:
@@ -287,7 +276,7 @@ def _reported(results: list[dict[str, t.Any]], args: t.Mapping[str, t.Any], now:
     counts = _check_outputs.summary(results)
     worst = max(results, key=lambda item: VERDICTS.index(item["verdict"]), default=None)
     verdict = worst["verdict"] if worst is not None else "ok"
-    limits = _thresholds(args)
+    limits = Thresholds.of(args)
     report = {
         "changed": False, "verdict": verdict, "reason": worst["reason"] if worst is not None else "ok", "checked_at": iso(now), "summary": counts,
         "results": results, "alerts": [_check_outputs.alert(item) for item in results if item["verdict"] != "ok"], "table": _check_outputs.table(results),

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from ansible_collections.muster.agents.plugins.module_utils import _certificates as certificates
 from ansible_collections.muster.agents.plugins.module_utils._certificate_files import FileSource, read
-from ansible_collections.muster.agents.plugins.plugin_utils._check_details import Certificate, iso, load, san_entries, try_read
+from ansible_collections.muster.agents.plugins.plugin_utils._check_details import Certificate, load, san_entries, try_read
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import InvalidInput
+from ansible_collections.muster.agents.plugins.plugin_utils._times import iso
 
 try:
     from cryptography import x509

@@ -11,7 +11,6 @@ field is read on its own, and what went wrong is listed.
 from __future__ import annotations
 
 import base64
-import datetime
 import hashlib
 import math
 import typing as t
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ansible_collections.muster.agents.plugins.module_utils import _certificates as certificates
+from ansible_collections.muster.agents.plugins.plugin_utils._times import iso
 
 try:
     from cryptography import x509
@@ -31,10 +31,9 @@ except ImportError:
 else:
     IMPORT_ERROR = None
 
-__all__ = ["IMPORT_ERROR", "Certificate", "Flaw", "details", "element", "iso", "left", "load", "san_entries", "try_read"]
+__all__ = ["IMPORT_ERROR", "Certificate", "Flaw", "details", "element", "left", "load", "san_entries", "try_read"]
 
 _DAY = 86400.0
-_FAR = 253402300799.0  # the end of the year 9999, the last moment that a certificate can name (RFC 5280 section 4.1.2.5)
 _SIGNATURES = {
     "1.2.840.113549.1.1.4": "md5WithRSAEncryption", "1.2.840.113549.1.1.5": "sha1WithRSAEncryption", "1.2.840.113549.1.1.10": "rsassaPss",
     "1.2.840.113549.1.1.11": "sha256WithRSAEncryption", "1.2.840.113549.1.1.12": "sha384WithRSAEncryption",
@@ -176,11 +175,6 @@ def spki_pin(key: t.Any) -> str:
     """Return the SHA-256 of a public key in base64, as it is pinned; empty for an unreadable key."""
     data = try_read(lambda: certificates.public_bytes(key), b"")
     return base64.b64encode(hashlib.sha256(data).digest()).decode() if data else ""
-
-
-def iso(moment: float) -> str:
-    """Return a time in ISO 8601, UTC."""
-    return datetime.datetime.fromtimestamp(min(moment, _FAR), datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def try_read(what: t.Callable[[], _T], otherwise: _T) -> _T:

@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 
 from ansible_collections.muster.agents.plugins.module_utils import _certificates as certificates
-from ansible_collections.muster.agents.plugins.plugin_utils._check_details import Certificate, details, iso, try_read
+from ansible_collections.muster.agents.plugins.plugin_utils._check_details import Certificate, details, try_read
+from ansible_collections.muster.agents.plugins.plugin_utils._times import iso
 
 try:
     import requests

@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from ansible_collections.muster.agents.plugins.module_utils._certificate_files import Reading
 from ansible_collections.muster.agents.plugins.module_utils._tls_probe import Sight
 from ansible_collections.muster.agents.plugins.plugin_utils import _check_chain as chains
-from ansible_collections.muster.agents.plugins.plugin_utils._check_details import Certificate, Flaw, details, element, iso, left, load, spki_pin, try_read
+from ansible_collections.muster.agents.plugins.plugin_utils._check_details import Certificate, Flaw, details, element, left, load, spki_pin, try_read
 from ansible_collections.muster.agents.plugins.plugin_utils._check_revocation import Question, Status
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import InvalidInput
+from ansible_collections.muster.agents.plugins.plugin_utils._thresholds import Thresholds
+from ansible_collections.muster.agents.plugins.plugin_utils._times import iso
 
-__all__ = ["VERDICTS", "Context", "Item", "Pin", "Problem", "Seen", "Thresholds", "judge", "look_at"]
+__all__ = ["VERDICTS", "Context", "Item", "Pin", "Problem", "Seen", "judge", "look_at"]
 
 VERDICTS = ("ok", "warning", "critical", "expired", "unreachable")
 _OLD_PROTOCOLS = ("SSLv3", "TLSv1", "TLSv1.1")
@@ -46,22 +48,6 @@ class Problem:
     def as_result(self) -> dict[str, str]:
         """Return plain data for a task result."""
         return dict(self.__dict__)
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """When an expiry is worth a word, in days and in percent of the lifetime left; None for a measure that is not used."""
-
-    warning_days: float | None = 30.0
-    critical_days: float | None = 7.0
-    warning_percent: float | None = None
-    critical_percent: float | None = None
-
-    def severity(self, days: float, percent: float) -> str:
-        """Return ok, warning or critical for what is left."""
-        if _at_most(days, self.critical_days) or _at_most(percent, self.critical_percent):
-            return "critical"
-        return "warning" if _at_most(days, self.warning_days) or _at_most(percent, self.warning_percent) else "ok"
 
 
 @dataclass(frozen=True)
@@ -347,10 +333,6 @@ def _file_match(seen: Seen, leaf: Certificate) -> bool | None:
     if seen.file is None or seen.file.reason != "ok":
         return None
     return seen.file.chain[0] == leaf.der
-
-
-def _at_most(value: float, limit: float | None) -> bool:
-    return limit is not None and value <= limit
 
 
 _EMPTY: dict[str, t.Any] = {

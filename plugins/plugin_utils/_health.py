@@ -10,6 +10,7 @@ that it accepts the credential (proof by use, which changes nothing), and that t
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import typing as t
@@ -31,12 +32,13 @@ from ansible_collections.muster.agents.plugins.plugin_utils._errors import (
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Look
 from ansible_collections.muster.agents.plugins.plugin_utils._pair import PROBE, last_line, pair_checks
 from ansible_collections.muster.agents.plugins.plugin_utils._redaction import redacted_view
-from ansible_collections.muster.agents.plugins.plugin_utils._times import parse_time
-from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import ControlPlane, Credential, Enrolment, Record
+from ansible_collections.muster.agents.plugins.plugin_utils._thresholds import Thresholds
+from ansible_collections.muster.agents.plugins.plugin_utils._times import iso, parse_time
+from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import ControlPlane, Credential, Enrolment, Lifetime, Record
 
 __all__ = [
-    "Clock", "Gate", "GateHost", "GateOptions", "ServerClock", "Sighting", "Span", "gate_options", "judge_seen", "moment",
-    "redacted_lines", "redacted_value",
+    "Clock", "Gate", "GateHost", "GateOptions", "ServerClock", "Sighting", "Span", "gate_options", "judge_seen", "life_result",
+    "moment", "redacted_lines", "redacted_value",
 ]
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.2, 1.0  # seconds between two questions to the control plane
@@ -46,6 +48,7 @@ _UNKNOWN_CLOCK = 2.0  # seconds either way where the server tells no time
 _GRACE = 3.0  # seconds after which a sign of life too close to the start to be told apart is accepted
 _RETURN = 0.5  # seconds that the probe's answer may need on its way back
 _LINE_LENGTH = 500
+_DAY = 86400.0
 _ENROLLED = ("STORED", "ACTIVE", "COMMITTED")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 # What names a secret in a log line; it masks those that are not known here, such as a token of long ago.
@@ -78,11 +81,15 @@ _REMEDIES = {
 }
 
 
+_LIMITS = ("warning_days", "critical_days", "warning_percent", "critical_percent")
+
+
 @dataclass(frozen=True)
 class GateOptions:
     """What the gate is asked. units: the first is the one that talks to the control plane. wait is in seconds and spans the whole gate.
 
     since: a sign of life must be younger than this too (seconds since the epoch, controller's clock), for an agent that was not restarted.
+    limits: from when on the credential's end is worth a word, by the names of Thresholds.
     """
 
     name: str
@@ -99,6 +106,7 @@ class GateOptions:
     certificate_path: str = ""
     key_path: str = ""
     since: float = 0.0
+    limits: t.Mapping[str, float | None] = field(default_factory=lambda: dict.fromkeys(_LIMITS))
 
 
 class GateHost(t.Protocol):
@@ -193,11 +201,27 @@ def gate_options(args: t.Mapping[str, t.Any], *, check_mode: bool) -> GateOption
     url = args.get("health_url") or ""
     if url and not re.match(r"https?://[^/\s]+", url):
         raise InvalidInput(f"health_url {url!r} is no URL: write it as the host sees it, such as http://127.0.0.1:5000/health.")
+    limits = {name: args.get(name) for name in _LIMITS}
+    Thresholds.of(limits)
     return GateOptions(
         name=args["name"], units=tuple(args["units"]), health_url=url, health_status=args["health_status"],
         vault_enabled=args["vault_enabled"], token_age_max=args["token_age_max"], seen=args["seen"], wait=args["attempts"] * args["delay"],
         journal_lines=args["journal_lines"], commit=args["commit"], check_mode=check_mode, certificate_path=args.get("certificate_path") or "",
-        key_path=args.get("key_path") or "")
+        key_path=args.get("key_path") or "", limits=limits)
+
+
+def life_result(life: Lifetime | None, limits: t.Mapping[str, float | None], now: float) -> dict[str, t.Any] | None:
+    """Return what a task result tells of a credential's *life*, None where it does not end. *now* is in seconds since the epoch by the server's clock."""
+    if life is None or not (math.isfinite(life.issued_at) and math.isfinite(life.expires_at)):
+        return None
+    whole, left = (life.expires_at - life.issued_at) / _DAY, (life.expires_at - now) / _DAY
+    # Without a known beginning there is no share to speak of.
+    percent = max(0.0, 100.0 * left / whole) if whole > 0 else None
+    judged = Thresholds.for_life(limits, whole).severity(left, 100.0 if percent is None else percent)
+    return {
+        "issued_at": iso(life.issued_at) if whole > 0 else "", "expires_at": iso(life.expires_at), "days_left": round(left, 3),
+        "percent_left": None if percent is None else round(percent, 1), "verdict": "expired" if left <= 0 else judged,
+    }
 
 
 def moment(text: str) -> Span | None:
@@ -403,6 +427,17 @@ class Gate:
             check = _not_seen(record, seen, since)
         return check
 
+    def _lifetime(self, look: Look) -> dict[str, t.Any] | None:
+        """Return how long the credential lives; None where it does not tell, or cannot be read."""
+        credential = _credential(look)
+        if credential is None:
+            return None
+        try:
+            life = self._control_plane.lifetime(credential)
+        except (AgentsError, KeyError):  # a generation that lacks what tells it; the checks say that it is bad
+            return None
+        return life_result(life, self._options.limits, self._clock.now() + (self._control_plane.http.clock_skew or 0.0))
+
     def _green(self, look: Look, findings: _Findings) -> dict[str, t.Any]:
         """Write the receipt if that says anything new. Returns what the task result says about it."""
         options = self._options
@@ -452,6 +487,7 @@ class Gate:
             "checks": redacted_value([_plain(check) for check in findings.checks], known),
             "health": redacted_value(findings.health, known),
             "last_seen": findings.last_seen,
+            "lifetime": self._lifetime(look),
             "units": findings.units,
             "pending_restart": receipt is not None and receipt.pending_restart > 0,
             "previously_committed": committed,

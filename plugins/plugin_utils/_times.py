@@ -9,8 +9,10 @@ from __future__ import annotations
 import datetime
 import re
 
-__all__ = ["age_seconds", "parse_time"]
+__all__ = ["age_seconds", "iso", "parse_time"]
 
+_FAR = 253402300799.0  # the end of the year 9999, the last moment that a certificate can name (RFC 5280 section 4.1.2.5)
+_LONG_AGO = -62135596800.0  # the beginning of the year 1
 _FRACTION = re.compile(r"\.(\d+)")
 
 
@@ -28,3 +30,8 @@ def age_seconds(text: str, now: float) -> float | None:
     """Return how many seconds before *now* (epoch, on the clock of whoever wrote *text*) that was; None when it cannot be told."""
     moment = parse_time(text)
     return None if moment is None else now - moment
+
+
+def iso(moment: float) -> str:
+    """Return a time in seconds since the epoch in ISO 8601, UTC, as near as a date of the years 1 to 9999 can be."""
+    return datetime.datetime.fromtimestamp(min(max(moment, _LONG_AGO), _FAR), datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

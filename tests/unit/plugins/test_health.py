@@ -38,12 +38,13 @@ from ansible_collections.muster.agents.plugins.plugin_utils._health import (
     Span,
     gate_options,
     judge_seen,
+    life_result,
     moment,
     redacted_lines,
     redacted_value,
 )
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Look
-from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Credential, Enrolment, HostProof, Proof, Record
+from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Credential, Enrolment, HostProof, Lifetime, Proof, Record
 
 TOKEN = "tok-Zx81QmPv-canary-000000000001"
 OLD_TOKEN = "tok-Yw72RnOu-canary-000000000000"
@@ -150,6 +151,14 @@ class FakePlane:
     ca_cert: str = ""
     reports: list[int | None] = field(default_factory=lambda: [None])
     live: list[bool | None] = field(default_factory=lambda: [None])
+
+    life: Lifetime | Exception | None = None
+
+    def lifetime(self, credential: Credential) -> Lifetime | None:
+        assert credential.secrets
+        if isinstance(self.life, Exception):
+            raise self.life
+        return self.life
 
     def host_proof(self, enrolment: Enrolment) -> HostProof | None:
         return self.wanted
@@ -364,6 +373,45 @@ class TestCredential:
         assert world.clock.passed == 0
 
 
+DAY = 86400.0
+NO_LIMITS: t.Mapping[str, float | None] = dict.fromkeys(("warning_days", "critical_days", "warning_percent", "critical_percent"))
+
+
+class TestLifetime:
+    @pytest.mark.parametrize(("whole", "left", "verdict", "percent"), [
+        (365.0, 200.0, "ok", 54.8), (365.0, 30.0, "warning", 8.2), (365.0, 7.0, "critical", 1.9), (365.0, 0.0, "expired", 0.0), (365.0, -3.0, "expired", 0.0),
+        (1 / 48, 1 / 96, "ok", 50.0), (1 / 48, 1 / 500, "critical", 9.6), (0.0, 20.0, "warning", None),
+    ])
+    def test_what_is_left_is_told_and_judged(self, whole: float, left: float, verdict: str, percent: float | None) -> None:
+        end = EPOCH + left * DAY
+        told = life_result(Lifetime(end - whole * DAY, end), NO_LIMITS, EPOCH)
+        assert told is not None
+        assert (told["verdict"], told["percent_left"], told["days_left"]) == (verdict, percent, round(left, 3))
+        assert told["expires_at"] == iso(int(end))
+        assert bool(told["issued_at"]) is (whole > 0)
+
+    def test_a_credential_without_an_end_or_with_one_that_is_no_number_is_not_judged(self) -> None:
+        assert life_result(None, NO_LIMITS, EPOCH) is None
+        assert life_result(Lifetime(EPOCH, float("nan")), NO_LIMITS, EPOCH) is None
+        assert life_result(Lifetime(EPOCH, 1e300), NO_LIMITS, EPOCH) is not None
+
+    def test_the_gate_tells_it_by_the_servers_clock_whether_green_or_red(self) -> None:
+        life = Lifetime(EPOCH - 90 * DAY, EPOCH + 10 * DAY)
+        plane: dict[str, t.Any] = {"life": life, "skew": -DAY, "seen": [iso(EPOCH + DAY)]}
+        options = {**NO_LIMITS, "warning_days": 20.0}
+        green = World(plane={**plane, "seen": [None]}, limits=options).run()
+        assert (green["reason"], green["lifetime"]["days_left"], green["lifetime"]["verdict"]) == ("ok", 11.0, "warning")
+        refused = Proof(accepted=False, definite=True, how="notifications", detail="expired")
+        assert World(plane={**plane, "proofs": [refused]}, limits=options).red()["lifetime"] == green["lifetime"]
+
+    @pytest.mark.parametrize("life", [None, KeyError("certificate"), ServerFault("no certificate in it.")])
+    def test_one_that_tells_nothing_or_cannot_be_read_is_no_failure(self, life: Exception | None) -> None:
+        assert World(plane={"life": life}).run()["lifetime"] is None
+
+    def test_what_is_not_enrolled_has_none(self) -> None:
+        assert World({"receipt": None}, {"life": Lifetime(EPOCH, EPOCH + DAY)}).red()["lifetime"] is None
+
+
 class TestPair:
     """Agents whose key never leaves the host: the host itself uses the pair."""
 
@@ -560,7 +608,10 @@ class TestOptions:
     def test_the_whole_wait_is_attempts_times_delay(self) -> None:
         assert gate_options(self.ARGS, check_mode=False).wait == 20.0
 
-    @pytest.mark.parametrize("changes", [{"attempts": -1}, {"delay": -0.5}, {"health_url": "127.0.0.1:5000/health"}, {"health_url": "ftp://x/"}])
+    @pytest.mark.parametrize("changes", [
+        {"warning_days": 5.0}, {"warning_percent": 5.0, "critical_percent": 6.0}, {"attempts": -1}, {"delay": -0.5},
+        {"health_url": "127.0.0.1:5000/health"}, {"health_url": "ftp://x/"},
+    ])
     def test_impossible_input_is_refused(self, changes: dict[str, t.Any]) -> None:
         with pytest.raises(InvalidInput):
             gate_options({**self.ARGS, **changes}, check_mode=False)

@@ -18,8 +18,8 @@ import yaml
 
 from ansible_collections.muster.agents.plugins.module_utils import _tls_probe
 from ansible_collections.muster.agents.plugins.plugin_utils import _certificate_check
-from ansible_collections.muster.agents.plugins.plugin_utils._check_verdict import Thresholds
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import HostFailure, InvalidInput
+from ansible_collections.muster.agents.plugins.plugin_utils._thresholds import Thresholds
 
 from .faces import Authority, TlsServer, checked, pem
 
@@ -78,9 +78,20 @@ def test_limits_are_days_unless_percentages_are_given(given: dict[str, float], l
     names = ("warning_days", "critical_days", "warning_percent", "critical_percent")
     if given.get("warning_days") == 5.0:
         given = {**given, "critical_days": 0.0}
-    limits = _certificate_check._thresholds({**dict.fromkeys(names), **given})
-    assert isinstance(limits, Thresholds)
+    limits = Thresholds.of({**dict.fromkeys(names), **given})
     assert limits.severity(*left) == expected
+
+
+@pytest.mark.parametrize(("given", "whole", "left", "expected"), [
+    ({}, 365.0, (31.0, 8.0), "ok"), ({}, 365.0, (30.0, 8.0), "warning"), ({}, 1.0, (0.5, 50.0), "ok"), ({}, 1.0, (0.3, 33.0), "warning"),
+    ({}, 1.0, (0.1, 10.0), "critical"), ({}, 90.0, (29.0, 32.0), "warning"), ({}, 0.0, (31.0, 0.0), "ok"),
+    ({"warning_days": 9.0}, 1.0, (0.5, 50.0), "critical"), ({"warning_percent": 60.0}, 365.0, (200.0, 55.0), "warning"),
+])
+def test_what_lives_shortly_is_judged_by_shares_unless_told_otherwise(
+    given: dict[str, float], whole: float, left: tuple[float, float], expected: str,
+) -> None:
+    names = ("warning_days", "critical_days", "warning_percent", "critical_percent")
+    assert Thresholds.for_life({**dict.fromkeys(names), **given}, whole).severity(*left) == expected
 
 
 @pytest.mark.parametrize(("options", "words"), [
