@@ -90,6 +90,12 @@ options:
         counts only after a crash.
     type: int
     default: 60
+  certificate:
+    description:
+      - How a new pair is made on the host, for agents that prove themselves with one (KubeAtlas), as options of M(muster.agents.cert_issue) such as
+        C(issuer), C(own_ca), C(subject) and C(valid_days). O(certificate_path) and O(key_path) are the places unless it names the same.
+      - The new pair is registered beside the old one before it changes its place, and the old one stays on the host for the way back.
+    type: dict
   agents:
     description:
       - Rotates these agents in one task through Vault, without visiting a host. It is for control planes that accept what Vault holds (Stacker), and for

@@ -55,10 +55,13 @@ options:
 notes:
   - The host's part needs root. Set C(become) where the connection is not root's.
   - Give O(files) as M(muster.agents.agent_register) has them, or the agent keeps reading the old credential there.
+  - An agent whose key is made on its host (KubeAtlas) needs O(certificate), since a rotation is a new pair there. Its older record stays at the control
+    plane, which has no call that removes one, and is named in a warning.
   - Stacker's agents are rotated through Vault, where that control plane looks tokens up, so O(vault) and O(vault_paths) are needed for them.
 seealso:
   - module: muster.agents.agent_register
   - module: muster.agents.agent_health
+  - module: muster.agents.cert_issue
   - module: muster.agents.vault_token_store
 """
 
@@ -82,6 +85,28 @@ EXAMPLES = r"""
       - path: "status_panel/{{ agent_name }}/token"
         fields:
           token: token
+  become: true
+
+- name: Rotate the pair of a cluster agent before it ends
+  muster.agents.token_rotate:
+    control_plane: kubeatlas
+    url: https://kubeatlas.example.com
+    issuer_url: https://keycloak.example.com/realms/kubeatlas
+    client_id: kubeatlas-backend
+    client_secret_file: /etc/ansible/kubeatlas-client-secret
+    name: "{{ agent_name }}"
+    service_type: controller
+    when: [days_left]
+    units: [kubeatlas-agent.service]
+    certificate_path: /etc/kubeatlas/certs/agent.crt
+    key_path: /etc/kubeatlas/certs/agent.key
+    certificate:
+      issuer: own_ca
+      own_ca:
+        certificate: /etc/ansible/pki/agents-ca.pem
+        key: /etc/ansible/pki/agents-ca.key
+      subject:
+        CN: "controller-{{ agent_name }}"
   become: true
 
 - name: Rotate the tokens of the whole play through Vault, in one task

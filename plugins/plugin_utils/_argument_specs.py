@@ -243,6 +243,7 @@ ROTATION: Spec = {
     "journal_lines": {"type": "int", "default": 40},
     "settle_timeout": {"type": "float", "default": 10.0},
     "lease": {"type": "int", "default": 60},
+    "certificate": {"type": "dict"},
     "agents": {
         "type": "list",
         "elements": "dict",

@@ -304,7 +304,7 @@ class _Fleet:
     def _plan(self, plane: ControlPlane, old: Credential, seen: t.Mapping[str, VaultEntry], drift: tuple[str, ...]) -> RotationPlan:
         written = [moment for entry in seen.values() for moment in [parse_time(entry.written_at)] if moment is not None]
         state = State(time.time() + (plane.http.clock_skew or 0.0), min(written, default=None), plane.lifetime(old), drift)
-        return judge(self._wish.due, state, plane.capabilities, through_vault=True, vault=True, nudge="none", retires=False)
+        return judge(self._wish.due, state, plane.capabilities, origin="vault", vault=True, nudge="none", retires=False)
 
     def _write(
         self, session: _Session, agent: _Agent, old: Credential, new: Credential, seen: t.Mapping[str, VaultEntry],

@@ -22,13 +22,14 @@ from ansible_collections.muster.agents.plugins.module_utils import _certificates
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import HostFailure, InvalidInput, Mismatch, MissingLibrary
 from ansible_collections.muster.agents.plugins.plugin_utils._faults import reach
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Host
+from ansible_collections.muster.agents.plugins.plugin_utils._pair import Executor
 from ansible_collections.muster.agents.plugins.plugin_utils.issuers import issuer_of
 from ansible_collections.muster.agents.plugins.plugin_utils.issuers._base import Chain, Issuer, Signed, SigningOrder
 
 if t.TYPE_CHECKING:
     from cryptography import x509
 
-__all__ = ["Wish", "check_answer", "early_share", "issue", "wish_of"]
+__all__ = ["Wish", "check_answer", "early_share", "issue", "visit", "wish_of"]
 
 _MODULE = "muster.agents.key_pair"
 _DEFAULT_SHARE = 0.67
@@ -163,7 +164,7 @@ class _Issuance:
     def _look(self, reason: str) -> _Look:
         wish = self._wish
         renewal = {"now": wish.renewal.now, "days": wish.renewal.days, "share": wish.renewal.share, "early": wish.renewal.early}
-        raw = _visit(self._host, {
+        raw = visit(self._host, {
             **wish.places, "operation": "look", "request": wish.request.dump(), "issuers": _text(self._chain.anchors), "renewal": renewal, "reason": reason})
         reach("after_look")
         return _Look(raw, _parsed(raw["certificate"]), _parsed(raw["ca"]))
@@ -202,7 +203,7 @@ class _Issuance:
     def _installed(self, look: _Look, certificates: t.Sequence[x509.Certificate], action: str, reason: str, msg: str) -> _Outcome:
         ca = _text(self._chain.bundle) if self._wish.places.get("ca_path") else ""
         reach("before_install")
-        raw = _visit(self._host, {
+        raw = visit(self._host, {
             **self._wish.places, "operation": "install", "certificate": _text(certificates), "ca": ca, "expect": look.raw["token"]})
         reach("after_install")
         shown = look.certificates if self._wish.check_mode else tuple(certificates)
@@ -243,7 +244,7 @@ def check_answer(signed: Signed, csr: bytes, wish: Wish, chain: Chain) -> tuple[
 
 
 def _removed(host: Host, args: t.Mapping[str, t.Any], *, check_mode: bool) -> dict[str, t.Any]:
-    raw = _visit(host, {**_places(args), "operation": "remove"})
+    raw = visit(host, {**_places(args), "operation": "remove"})
     changed = bool(raw["changed"])
     words = ("would be removed" if check_mode else "are removed") if changed else "are not there"
     return {
@@ -259,14 +260,14 @@ def _revoked(host: Host, issuer: Issuer, args: t.Mapping[str, t.Any], *, check_m
     chain = issuer.open()
     if args.get("serial_number"):
         return _revoked_by_number(issuer, str(args["serial_number"]), check_mode=check_mode)
-    raw = _visit(host, {**_places(args), "operation": "look"})
+    raw = visit(host, {**_places(args), "operation": "look"})
     held = [leaf for text in raw["held"] for leaf in _parsed(text)[:1] if x.leads_to(leaf, (), chain.anchors)]
     good = [leaf for leaf in held if not issuer.is_revoked(leaf)]
     if not check_mode:
         for leaf in good:
             issuer.revoke(leaf.serial_number, leaf)
             reach("after_revoke")
-        raw = {**raw, **_visit(host, {**_places(args), "operation": "remove"})}
+        raw = {**raw, **visit(host, {**_places(args), "operation": "remove"})}
     serials = [x.serial_text(leaf.serial_number) for leaf in good]
     changed = bool(good or raw["exists"])
     return {
@@ -373,7 +374,7 @@ def _places(args: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     return {option: args[option] for option in _PLACES if args.get(option) is not None}
 
 
-def _visit(host: Host, options: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+def visit(host: Executor, options: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Run the host's part. Raises HostFailure with its reason."""
     result = host.execute(_MODULE, options)
     if result.get("failed"):

@@ -44,17 +44,17 @@ from ansible_collections.muster.agents.plugins.plugin_utils._health import Gate,
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Look, controller_identity, holder_is_dead, require_free
 from ansible_collections.muster.agents.plugins.plugin_utils._identity import completed
 from ansible_collections.muster.agents.plugins.plugin_utils._rendering import RenderedFile
-from ansible_collections.muster.agents.plugins.plugin_utils._rotation_plan import Due, RotationPlan, State, judge
+from ansible_collections.muster.agents.plugins.plugin_utils._rotation_plan import Due, Origin, RotationPlan, State, judge
 from ansible_collections.muster.agents.plugins.plugin_utils._times import parse_time
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import VaultChange, VaultEntry, check_secret_names
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Credential, Proof
 
-__all__ = ["Rotated", "Rotation", "RotationOrder"]
+__all__ = ["ASK_AGAIN", "Held", "Rotated", "Rotation", "RotationOrder", "Situation", "steps_as_result"]
 
 _ENROLLED = ("STORED", "ACTIVE", "COMMITTED", "ROTATING", "ROLLING_BACK")
 _SYSTEMD = "ansible.builtin.systemd_service"
 _NUDGES = {"restart": "restarted", "reload": "reloaded"}
-_ASK_AGAIN = (0.2, 1.0)
+ASK_AGAIN = (0.2, 1.0)
 _PENDING = "generation "
 _CAME_BACK = "rolled back to generation "
 
@@ -88,7 +88,7 @@ class Rotated:
 
 
 @dataclass(frozen=True)
-class _Held:
+class Held:
     """A credential with what else its generation holds (such as the agent's own Vault token), and the number it has on the host (0: none yet)."""
 
     credential: Credential
@@ -103,16 +103,16 @@ class _Held:
 
 
 @dataclass(frozen=True)
-class _Situation:
+class Situation:
     """Where host and control plane stand.
 
     accepted is the credential that works; step is where to go on from: fresh (nothing is under way), forward (accepted is new and not everywhere yet),
     staged (ours waits on the host), gate (delivered and not proved by the process), back (accepted is the older one, the host has moved on).
     """
 
-    accepted: _Held
+    accepted: Held
     step: str
-    other: _Held | None = None
+    other: Held | None = None
 
 
 class Rotation(Transaction):
@@ -184,7 +184,7 @@ class Rotation(Transaction):
         if receipt is None or receipt.url != url or receipt.phase not in _ENROLLED or not look.generations:
             raise InvalidInput(f"{self.enrolment.name} is not enrolled at {url} on this host: run agent_register first.", reason="not_enrolled")
 
-    def _situation(self, look: Look) -> _Situation:
+    def _situation(self, look: Look) -> Situation:
         """Find out which credential the control plane accepts, and so where an interrupted run stopped. Raises Rejected when it accepts none."""
         receipt = _receipt(look)
         candidates = list(self._candidates(look))
@@ -202,36 +202,36 @@ class Rotation(Transaction):
         raise Rejected(f"{self.parts.plane.http.url} accepts none of the credentials of {self.enrolment.name} that host and Vault hold: "
                        "run agent_register, which finds or makes one.", reason="no_accepted_credential")
 
-    def _as_held(self, look: Look, candidate: Candidate) -> _Held:
+    def _as_held(self, look: Look, candidate: Candidate) -> Held:
         extra = dict(candidate.extra)
         if candidate.origin != "store":
             names = {*self.parts.plane.secret_names, *self.parts.plane.optional_secrets}
             extra = {**{name: value for name, value in look.secrets.items() if name not in names}, **extra}
-        return _Held(candidate.credential, extra, candidate.generation, candidate.origin)
+        return Held(candidate.credential, extra, candidate.generation, candidate.origin)
 
-    def _judged(self, look: Look, receipt: Receipt, accepted: _Held) -> _Situation:
+    def _judged(self, look: Look, receipt: Receipt, accepted: Held) -> Situation:
         newest, current = look.generation(), receipt.generation
         if accepted.origin != "store" or accepted.generation > current:
-            return _Situation(accepted, "forward", self._generation(look, current))
+            return Situation(accepted, "forward", self._generation(look, current))
         if accepted.generation < current:
-            return _Situation(accepted, "back", self._generation(look, current))
-        if receipt.phase == "ROTATING" and newest > current and self.parts.plane.own_credential() is not None:
-            return _Situation(accepted, "staged", self._generation(look, newest))
+            return Situation(accepted, "back", self._generation(look, current))
+        if receipt.phase == "ROTATING" and newest > current and self._origin != "server":  # ours: it was written before it is valid
+            return Situation(accepted, "staged", self._generation(look, newest))
         if receipt.phase in ("ACTIVE", "ROLLING_BACK"):
             came_back = receipt.history[-1].why.startswith(_CAME_BACK)  # from there no further way leads back
-            return _Situation(accepted, "gate", None if came_back else self._generation(look, current - 1))
-        return _Situation(accepted, "fresh")
+            return Situation(accepted, "gate", None if came_back else self._generation(look, current - 1))
+        return Situation(accepted, "fresh")
 
-    def _generation(self, look: Look, number: int) -> _Held | None:
+    def _generation(self, look: Look, number: int) -> Held | None:
         """Return what the host keeps under *number*, None when it is not there or not whole."""
         secrets, plane = look.generations.get(number, {}), self.parts.plane
         if not all(name in secrets for name in plane.secret_names):
             return None
         issued = {name: secrets[name] for name in (*plane.secret_names, *plane.optional_secrets) if name in secrets}
         extra = {name: value for name, value in secrets.items() if name not in issued}
-        return _Held(Credential(look.ids.get(number) or _receipt(look).agent_id, issued), extra, number, "store")
+        return Held(Credential(look.ids.get(number) or _receipt(look).agent_id, issued), extra, number, "store")
 
-    def _plan(self, look: Look, situation: _Situation) -> RotationPlan:
+    def _plan(self, look: Look, situation: Situation) -> RotationPlan:
         """Judge whether rotation is due, from the receipt, the credential's own claims and what Vault holds."""
         receipt, plane = _receipt(look), self.parts.plane
         life = plane.lifetime(situation.accepted.credential)
@@ -240,14 +240,19 @@ class Rotation(Transaction):
         oldest = receipt.issued_at or (life.issued_at if life is not None else 0.0) or (receipt.history[0].at if receipt.history else 0.0)
         state = State(time.time() + (plane.http.clock_skew or 0.0), oldest or self._written_at(), life, self._drift(situation.accepted))
         return judge(
-            self.wish.due, state, plane.capabilities, through_vault=plane.own_credential() is not None, vault=self.parts.vault is not None,
+            self.wish.due, state, plane.capabilities, origin=self._origin, vault=self.parts.vault is not None,
             nudge=self.wish.nudge if self.wish.gate.units else "none", retires=plane.retires)
+
+    @property
+    def _origin(self) -> Origin:
+        """Where a new credential comes from: ours and valid through Vault, or the control plane's."""
+        return "server" if self.parts.plane.own_credential() is None else "vault"
 
     def _written_at(self) -> float | None:
         times = [moment for entry in self._seen.values() for moment in [parse_time(entry.written_at)] if moment is not None]
         return min(times, default=None)
 
-    def _drift(self, accepted: _Held) -> tuple[str, ...]:
+    def _drift(self, accepted: Held) -> tuple[str, ...]:
         """Say where Vault's readers find something else than the credential that the control plane accepts."""
         secrets = self._for_vault(accepted.credential, accepted.extra)
         return tuple(
@@ -257,7 +262,7 @@ class Rotation(Transaction):
 
     # -- answers without work --------------------------------------------------------------------------------------------------------------
 
-    def _foretold(self, look: Look, situation: _Situation, plan: RotationPlan) -> Rotated:
+    def _foretold(self, look: Look, situation: Situation, plan: RotationPlan) -> Rotated:
         receipt, name = _receipt(look), self.enrolment.name
         if situation.step != "fresh":
             msg = f"Would be done: an interrupted rotation of {name} would be finished ({situation.step})."
@@ -330,7 +335,7 @@ class Rotation(Transaction):
 
     # -- the way forward -------------------------------------------------------------------------------------------------------------------
 
-    def _go_on(self, look: Look, situation: _Situation, plan: RotationPlan) -> Rotated:
+    def _go_on(self, look: Look, situation: Situation, plan: RotationPlan) -> Rotated:
         """Take the steps that are left."""
         accepted, other = situation.accepted, situation.other
         if situation.step == "back":
@@ -346,34 +351,33 @@ class Rotation(Transaction):
         if situation.step == "staged" and other is not None:
             return self._guarded(look, other, accepted, plan, "resumed", "unfinished", proved=False)
         self._require_way(situation)
-        if self.parts.plane.own_credential() is None:
-            return self._with_issued(look, accepted, plan)
-        new = self._own(accepted)
-        return self._guarded(look, new, accepted, plan, "rotated", plan.reason, proved=False)
+        return self._begun(look, accepted, plan)
 
-    def _require_way(self, situation: _Situation) -> None:
+    def _begun(self, look: Look, accepted: Held, plan: RotationPlan) -> Rotated:
+        """Get a new credential, and go on with it."""
+        if self._origin == "server":
+            return self._with_issued(look, accepted, plan)
+        return self._guarded(look, self._own(accepted), accepted, plan, "rotated", plan.reason, proved=False)
+
+    def _require_way(self, situation: Situation) -> None:
         """Raise InvalidInput when this control plane's own way of rotating is not open. Nothing was sent."""
-        if self.parts.plane.capabilities.key_born_on == "host":
-            raise InvalidInput(
-                f"{self.enrolment.name} proves itself with a pair that is made on the host: renew it with cert_issue (role certificate), "
-                "then let agent_register enrol the new certificate beside the old one.", reason="pair_on_host")
         if self.parts.plane.own_credential() is not None and (self.parts.vault is None or not self.order.vault_paths):
             raise InvalidInput(
                 f"{self.enrolment.name} is rotated through Vault, where its control plane looks credentials up: give vault and vault_paths.",
                 reason="vault_needed")
 
-    def _own(self, accepted: _Held) -> _Held:
+    def _own(self, accepted: Held) -> Held:
         token = self.parts.plane.own_credential()
         if token is None:
             raise InvalidRequest(f"{self.parts.plane.key} takes no credential of ours.", reason="unsupported")
         secrets = {**accepted.credential.secrets, self.parts.plane.secret_names[0]: token}
-        return _Held(Credential(accepted.credential.agent_id, secrets), accepted.extra, 0, "own")
+        return Held(Credential(accepted.credential.agent_id, secrets), accepted.extra, 0, "own")
 
-    def _with_issued(self, look: Look, accepted: _Held, plan: RotationPlan) -> Rotated:
+    def _with_issued(self, look: Look, accepted: Held, plan: RotationPlan) -> Rotated:
         """Let the control plane issue a new credential, then go on with it."""
         faults.reach("before_issue")
         issued = None
-        for pause in (*_ASK_AGAIN, None):
+        for pause in (*ASK_AGAIN, None):
             try:
                 issued = self.parts.plane.rotate(self.enrolment, accepted.credential, self.attempt)
                 break
@@ -389,16 +393,16 @@ class Rotation(Transaction):
         faults.reach("after_spool")
         self._warnings.extend(issued.warnings)
         self._note("issue", "a new credential was issued")
-        new = _Held(issued.credential, accepted.extra, 0, "issued")
+        new = Held(issued.credential, accepted.extra, 0, "issued")
         return self._guarded(look, new, accepted, plan, "rotated", plan.reason, proved=False)
 
     def _guarded(
-        self, look: Look, new: _Held, old: _Held | None, plan: RotationPlan, action: str, reason: str, *, proved: bool,
+        self, look: Look, new: Held, old: Held | None, plan: RotationPlan, action: str, reason: str, *, proved: bool,
     ) -> Rotated:
         """Go forward with *new*; undo it all when a step fails. *proved* says that the control plane accepts *new* already."""
         try:
             look, new = self._staged(look, new)
-            self._prove_and_store(new, proved=proved)
+            new = self._prove_and_store(new, proved=proved)
             files = self._deliver(look, new, old)
             self._nudge()
             gate = self._gate()
@@ -411,6 +415,7 @@ class Rotation(Transaction):
                 return self._once_more(new, old, plan, error)
             raise self._undone(new, old, plan, error) from None
         self._note("gate", "green")
+        self._read_by_the_agent()
         receipt = self._retire(self.parts.host.look())
         self.parts.spool.drop()
         self._leased = False
@@ -419,9 +424,9 @@ class Rotation(Transaction):
             action, reason, msg, True, receipt, plan, tuple(self._steps), tuple(self._changes.values()), files, tuple(self._warnings), gate,
             self._diff(look, files, receipt))
 
-    def _prove_and_store(self, new: _Held, *, proved: bool) -> None:
-        """Try *new* and put it into Vault: after that where Vault makes it valid, before it where the control plane issued it."""
-        through_vault = self.parts.plane.own_credential() is not None
+    def _prove_and_store(self, new: Held, *, proved: bool) -> Held:
+        """Try *new* and put it into Vault: after that where Vault makes it valid, before it where the control plane issued it. Returns it as it is now."""
+        through_vault = self._origin == "vault"
         if proved:
             self._note("prove", "accepted already")
         elif not through_vault:
@@ -429,8 +434,12 @@ class Rotation(Transaction):
         self._to_vault(new)
         if not proved and through_vault:
             self._settled(new)
+        return new
 
-    def _staged(self, look: Look, new: _Held) -> tuple[Look, _Held]:
+    def _read_by_the_agent(self) -> None:
+        """Note elsewhere than in the receipt that the agent has read what it was given, where that is noted."""
+
+    def _staged(self, look: Look, new: Held) -> tuple[Look, Held]:
         """Put *new* on the host beside the generation in use, which stays. Returns the look as it would be now."""
         receipt = _receipt(look)
         if new.generation:  # it is there already
@@ -452,7 +461,7 @@ class Rotation(Transaction):
         generations = {**look.generations, number: new.stored}
         return _after(look, moved, generations, {**look.ids, number: new.credential.agent_id}), replace(new, generation=number)
 
-    def _to_vault(self, new: _Held) -> None:
+    def _to_vault(self, new: Held) -> None:
         """Give Vault's readers *new*, unless somebody else wrote there since the plan was made."""
         vault = self.parts.vault
         if vault is None:
@@ -464,7 +473,7 @@ class Rotation(Transaction):
         self._note("vault", f"{sum(change.changed for change in self._changes.values())} entries written")
         faults.reach("after_vault")
 
-    def _settled(self, new: _Held) -> Proof:
+    def _settled(self, new: Held) -> Proof:
         """Wait until the control plane accepts *new*. Raises Rejected when it does not in settle_timeout."""
         deadline = time.monotonic() + self.order.settle_timeout
         pause = 0.05
@@ -481,7 +490,7 @@ class Rotation(Transaction):
             time.sleep(pause)
             pause = min(pause * 2, 1.0)
 
-    def _deliver(self, look: Look, new: _Held, old: _Held | None) -> tuple[tuple[str, bool], ...]:
+    def _deliver(self, look: Look, new: Held, old: Held | None) -> tuple[tuple[str, bool], ...]:
         """Render the files with *new*, put them in place and note that the process has not read them yet."""
         if _receipt(look).phase == "ACTIVE" and _receipt(look).generation == new.generation:
             self._note("deliver", "the host had it already")
@@ -504,11 +513,11 @@ class Rotation(Transaction):
     _rendered_files: tuple[RenderedFile, ...] = ()
     _changed_files: tuple[RenderedFile, ...] = ()
 
-    def _rendered(self, held: _Held) -> tuple[RenderedFile, ...]:
+    def _rendered(self, held: Held) -> tuple[RenderedFile, ...]:
         return self.parts.render(
             self._agent_facts(held.credential.agent_id, held.generation, self.server.version), {**self.order.secrets, **held.stored})
 
-    def _receipt_for(self, look: Look, held: _Held, rendered: t.Sequence[RenderedFile], phase: str, why: str) -> Receipt:
+    def _receipt_for(self, look: Look, held: Held, rendered: t.Sequence[RenderedFile], phase: str, why: str) -> Receipt:
         """Return the receipt with *held* as the credential in use."""
         receipt = _receipt(look)
         entries = {leaf.path: leaf for leaf in receipt.vault}
@@ -571,7 +580,7 @@ class Rotation(Transaction):
 
     # -- the way back ----------------------------------------------------------------------------------------------------------------------
 
-    def _undone(self, new: _Held, old: _Held | None, plan: RotationPlan, error: AgentsError) -> AgentsError:
+    def _undone(self, new: Held, old: Held | None, plan: RotationPlan, error: AgentsError) -> AgentsError:
         """Put the old credential back everywhere, and return the failure that says what failed and what was done about it."""
         step = self._failed_step()
         if not plan.restorable or old is None:
@@ -587,21 +596,23 @@ class Rotation(Transaction):
         return self._told(error, step, "rolled_back", rolled_back=True)
 
     def _told(self, error: AgentsError, step: str, action: str, *, rolled_back: bool) -> AgentsError:
-        changed = any(name in ("vault", "deliver", "issue") for name, _outcome in self._steps)
+        changed = any(name in ("vault", "deliver", "issue", "register") for name, _outcome in self._steps)
         error.facts.update({"action": action, "failed_step": step, "rolled_back": rolled_back, "changed": changed})
         error.msg = f"The rotation of {self.enrolment.name} failed at the step {step}: {error.msg}"
         self._leased = self._leased and not rolled_back
         return error
 
+    _FIRST: t.ClassVar[tuple[str, ...]] = ("stage", "vault", "prove")
+
     def _failed_step(self) -> str:
         """Name the step that did not come to its end, from those that did."""
         done = [name for name, _outcome in self._steps]
-        order = ("stage", "vault", "prove", "deliver", self.wish.nudge, "gate")
+        order = (*self._FIRST, "deliver", self.wish.nudge, "gate")
         later = [name for name in order if name not in done and not (name == "vault" and self.parts.vault is None)
                  and not (name in ("none", self.wish.nudge) and (self.wish.nudge == "none" or not self.wish.gate.units))]
         return later[0] if later else "gate"
 
-    def _go_back(self, new: _Held, old: _Held) -> None:
+    def _go_back(self, new: Held, old: Held) -> None:
         """Bring Vault, host and process back to *old*, whatever of them has moved. Raises AgentsError."""
         faults.reach("before_rollback")
         look = self._lease(self.parts.host.look())
@@ -630,16 +641,17 @@ class Rotation(Transaction):
         """Commit the old state where the agent proves itself with it; where it does not, the credential was not what is wrong with it."""
         try:
             self._gate()
+            self._read_by_the_agent()
         except GateRed as error:
             self._release(self.parts.host.look())
             self._warnings.append(f"The agent does not prove itself with its old credential either. {error.msg}")
 
     @staticmethod
-    def _is_ours(look: Look, held: _Held) -> bool:
+    def _is_ours(look: Look, held: Held) -> bool:
         """Say whether the host's credential in use is *held*, under its number and in its content."""
         return _receipt(look).generation == held.generation and dict(look.generations.get(held.generation, {})) == held.stored
 
-    def _host_back(self, look: Look, new: _Held, old: _Held) -> None:
+    def _host_back(self, look: Look, new: Held, old: Held) -> None:
         """Put the old files and the old generation back; the staged one goes."""
         rendered = self._old_files(old)
         changed = changed_files(look.files, rendered)
@@ -656,7 +668,7 @@ class Rotation(Transaction):
             self.parts.host.root, look.receipt_digest, receipt=receipt.dump(), files=staged(changed),
             keep=_kept(receipt, old.generation, old.generation - 1)))
 
-    def _old_files(self, old: _Held) -> tuple[RenderedFile, ...]:
+    def _old_files(self, old: Held) -> tuple[RenderedFile, ...]:
         """Return the files as they were before this run; a run that does not know them renders them with the old credential."""
         rendered = self._rendered(old)
         if self._before is None:
@@ -666,7 +678,7 @@ class Rotation(Transaction):
             replace(item, content=before[item.path].content, owner=before[item.path].owner, group=before[item.path].group, mode=before[item.path].mode)
             for item in rendered if item.path in before)
 
-    def _vault_back(self, new: _Held, old: _Held) -> None:
+    def _vault_back(self, new: Held, old: Held) -> None:
         """Put *old* back where Vault holds *new*; what somebody else wrote stays."""
         vault = self.parts.vault
         if vault is None:
@@ -677,7 +689,7 @@ class Rotation(Transaction):
             if all(entry.fields.get(name) == ours.get(secret) for name, secret in path.fields.items()):
                 self._changes[path.path] = vault.exchange(path, theirs, entry)
 
-    def _vault_back_quietly(self, new: _Held, old: _Held | None, plan: RotationPlan) -> None:
+    def _vault_back_quietly(self, new: Held, old: Held | None, plan: RotationPlan) -> None:
         if old is None or not plan.restorable:
             return
         try:
@@ -685,7 +697,7 @@ class Rotation(Transaction):
         except AgentsError:
             return
 
-    def _accepted_again(self, old: _Held) -> None:
+    def _accepted_again(self, old: Held) -> None:
         deadline = time.monotonic() + self.order.settle_timeout
         while True:
             proof = self.parts.plane.prove(self.enrolment, old.credential)
@@ -697,13 +709,13 @@ class Rotation(Transaction):
                     reason="old_credential_refused")
             time.sleep(0.2)
 
-    def _retire_unwanted(self, new: _Held, old: _Held) -> None:
+    def _retire_unwanted(self, new: Held, old: Held) -> None:
         try:
             self._warnings.extend(self.parts.plane.retire(self.enrolment, new.credential, old.credential).remains)
         except AgentsError as error:
             self._warnings.append(f"The new credential that was not kept could not be removed at {self.parts.plane.http.url}: {error.msg}")
 
-    def _finish_going_back(self, look: Look, old: _Held, new: _Held | None, plan: RotationPlan) -> Rotated:
+    def _finish_going_back(self, look: Look, old: Held, new: Held | None, plan: RotationPlan) -> Rotated:
         """Finish a rollback that was interrupted, or follow a control plane that went back by itself."""
         self._go_back(new or replace(old, generation=_receipt(look).generation), old)
         receipt = _receipt(self.parts.host.look())
@@ -712,7 +724,7 @@ class Rotation(Transaction):
         return Rotated(
             "rolled_back", "unfinished", msg, True, receipt, plan, tuple(self._steps), tuple(self._changes.values()), warnings=tuple(self._warnings))
 
-    def _once_more(self, new: _Held, old: _Held | None, plan: RotationPlan, error: VaultFailure) -> Rotated:
+    def _once_more(self, new: Held, old: Held | None, plan: RotationPlan, error: VaultFailure) -> Rotated:
         """Somebody else wrote to Vault meanwhile: take the staged credential back, and look again, once (the agent may have rotated itself)."""
         self._retried = True
         if old is not None and new.generation:
@@ -774,7 +786,7 @@ def _after(look: Look, receipt: Receipt, generations: t.Mapping[int, t.Mapping[s
         secrets=generations.get(newest, {}), agent_id=ids.get(newest, ""))
 
 
-def _files_of(held: _Held) -> tuple[tuple[str, bytes], ...]:
+def _files_of(held: Held) -> tuple[tuple[str, bytes], ...]:
     files = [("agent_id", held.credential.agent_id.encode())]
     return (*files, *((name, secret.reveal().encode()) for name, secret in sorted(held.stored.items())))
 

@@ -15,9 +15,14 @@ from dataclasses import dataclass
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import InvalidInput
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Capabilities, Lifetime
 
-__all__ = ["DAY", "Due", "RotationPlan", "State", "due_options", "judge"]
+__all__ = ["DAY", "Due", "Origin", "RotationPlan", "State", "due_options", "judge"]
 
 DAY = 86400.0
+
+Origin = t.Literal["vault", "server", "host"]
+_FIRST: t.Mapping[str, tuple[str, ...]] = {
+    "vault": ("stage", "vault", "prove"), "server": ("issue", "stage", "prove"), "host": ("pair", "stage", "register", "prove"),
+}
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,15 @@ def due_options(args: t.Mapping[str, t.Any]) -> Due:
     return Due(tuple(args["when"]), args["max_age"], args["min_days_left"], args["max_percent_used"])
 
 
-def judge(due: Due, state: State, capabilities: Capabilities, *, through_vault: bool, vault: bool, nudge: str, retires: bool) -> RotationPlan:
+def judge(due: Due, state: State, capabilities: Capabilities, *, origin: Origin, vault: bool, nudge: str, retires: bool) -> RotationPlan:
     """Say whether rotation is due, and what it would do.
 
-    *through_vault*: the credential is our own and becomes valid by lying in Vault; else the control plane issues it. *vault*: a copy lies there.
+    *origin*: ``vault`` for a credential of our own that becomes valid by lying there, ``server`` for one that the control plane issues, ``host`` for a
+    pair that is made on the host and registered. *vault*: a copy lies there.
     *nudge*: restart, reload or none. *retires*: the old one leaves something at the control plane that goes last.
     """
     reason, why = _reason(due, state)
-    steps = ["stage", "vault", "prove"] if through_vault else ["issue", "stage", "prove", *(["vault"] if vault else [])]
+    steps = [*_FIRST[origin], *(["vault"] if vault and origin != "vault" else [])]
     steps += ["deliver", *([nudge] if nudge != "none" else []), "gate", *(["retire"] if retires else [])]
     restorable = capabilities.restore_old
     if reason and not restorable:

@@ -21,6 +21,8 @@ from ansible_collections.muster.agents.plugins.plugin_utils._health import gate_
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Host
 from ansible_collections.muster.agents.plugins.plugin_utils._identity import Gathering
 from ansible_collections.muster.agents.plugins.plugin_utils._options import control_plane, enrolment, user_secrets
+from ansible_collections.muster.agents.plugins.plugin_utils._pair_renewal import PairRenewal
+from ansible_collections.muster.agents.plugins.plugin_utils._pair_rotation import PairRotation
 from ansible_collections.muster.agents.plugins.plugin_utils._rendering import RenderedFile, render
 from ansible_collections.muster.agents.plugins.plugin_utils._rotation import Rotated, Rotation, RotationOrder, steps_as_result
 from ansible_collections.muster.agents.plugins.plugin_utils._rotation_plan import due_options
@@ -56,13 +58,30 @@ def rotate(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mapping
 
 def _rotate_one(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     parts = _parts(action, args, task_vars)
+    pair = _pair(args, parts, check_mode=bool(action._task.check_mode))
     try:
-        rotation = Rotation(_order(action, args), parts, _wish(args))
+        order, wish = _order(action, args), _wish(args)
+        born_here = parts.plane.capabilities.key_born_on == "host"
+        rotation = PairRotation(order, parts, wish, pair) if born_here else Rotation(order, parts, wish)
         return _result(rotation.rotate(), parts, diff=bool(action._task.diff))
     finally:
+        if pair is not None:
+            pair.close()
         parts.plane.http.close()
         if parts.vault is not None:
             parts.vault.close()
+
+
+def _pair(args: t.Mapping[str, t.Any], parts: Parts, *, check_mode: bool) -> PairRenewal | None:
+    """Return how a new pair is made on the host, None where none is needed or nobody is named who signs it."""
+    given = args.get("certificate")
+    if not given or parts.plane.capabilities.key_born_on != "host":
+        return None
+    places = {name: args[name] for name in ("certificate_path", "key_path") if args.get(name)}
+    for name, path in places.items():
+        if given.get(name, path) != path:
+            raise InvalidInput(f"certificate: {name} is {given[name]}, and the agent's own {name} is {path}: give the same.")
+    return PairRenewal(parts.host, {**places, **given}, check_mode=check_mode)
 
 
 def _left_alone(args: t.Mapping[str, t.Any], standing: str) -> dict[str, t.Any]:

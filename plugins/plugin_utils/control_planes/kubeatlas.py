@@ -69,6 +69,7 @@ class KubeAtlas(ControlPlane):
     # A common name holds 64 characters (RFC 5280), and the certificate names the service as controller-NAME at the longest.
     rules = IdentityRules(max_length=53, charset="[A-Za-z0-9._-]", charset_words="A-Z, a-z, 0-9, ., _ and -")
     secret_names = ("certificate",)
+    retires = True
 
     def check(self, enrolment: Enrolment) -> None:
         """Raise InvalidInput for what the guide's server would refuse, and for a certificate that would spend an install token in vain."""
@@ -129,6 +130,16 @@ class KubeAtlas(ControlPlane):
     def reissue(self, enrolment: Enrolment, known_id: str, attempt: str) -> Issued | None:
         """Register the certificate beside the record that is there: this server has no call that changes one."""
         return self._enrol(enrolment, attempt, takes_over=True, ours=True)
+
+    def retire(self, enrolment: Enrolment, unwanted: Credential, kept: Credential) -> Withdrawal:
+        """Say which record of the unwanted certificate stays: neither contract has a call that removes one."""
+        record = self.find(enrolment.name, unwanted)
+        if record is None:
+            return Withdrawal()
+        end = read_certificate(unwanted.secrets["certificate"].reveal()).end
+        stays = (f"The record {record.agent_id} of {enrolment.name} at {self.http.url}, whose certificate is good until {end}: this control plane has no "
+                 f"call that removes one. {_redis([record.agent_id])}")
+        return Withdrawal(remains=(stays,))
 
     def lifetime(self, credential: Credential) -> Lifetime | None:
         """From notBefore to notAfter of the certificate."""

@@ -11,7 +11,6 @@ import functools
 import os
 import typing as t
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,18 +124,6 @@ def test_without_a_way_nothing_is_begun(tmp_path: Path) -> None:
     assert world.receipt == before
     world.vault = True
     world.check()
-
-
-def test_a_pair_that_is_made_on_the_host_is_rotated_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(tmp_path, WithOverlap)
-    world.enrol()
-    monkeypatch.setattr(WithOverlap, "capabilities", replace(WithOverlap.capabilities, key_born_on="host"))
-    before = world.receipt
-    for check_mode in (True, False):
-        with pytest.raises(InvalidInput) as refused:
-            world.rotate(check_mode=check_mode)
-        assert refused.value.reason == "pair_on_host"
-    assert (world.receipt, world.disk.intent, len(world.plane.tokens)) == (before, None, 1)
 
 
 def test_an_agent_that_was_never_enrolled_is_refused(tmp_path: Path) -> None:
