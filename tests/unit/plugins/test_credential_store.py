@@ -463,6 +463,20 @@ def test_a_delivery_ends_the_lease(way: Way, tmp_path: Path) -> None:
     assert not (root / "intent").exists()
 
 
+@each_way
+def test_a_delivery_in_the_middle_of_a_transaction_keeps_the_lease_and_the_last_one_ends_it(way: Way, tmp_path: Path) -> None:
+    root = plant_key(tmp_path)
+    host = way.host(tmp_path)
+    look = host.look(intent=_intent("attempt-1", "here:1"), url=URL)
+    host.deliver(delivery_of(root, look, keep_intent=True))
+    between = way.host(tmp_path).look(intent=_intent("attempt-2", "there:7"), url=URL, force=True)
+    assert (between.intent, between.held.attempt if between.held else "") == ("held", "attempt-1")
+    assert (between.generation(), between.leftovers) == (1, look.leftovers)
+    host.deliver(delivery_of(root, between, 2))
+    after = way.host(tmp_path).look(intent=_intent("attempt-2", "there:7"), url=URL, force=True)
+    assert (after.intent, after.held.attempt if after.held else "") == ("recorded", "attempt-2")
+
+
 # -- failures -------------------------------------------------------------------------------------------------------------------------------
 
 

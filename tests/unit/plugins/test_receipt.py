@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import typing as t
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -25,6 +26,7 @@ from ansible_collections.muster.agents.plugins.module_utils._receipt import (
     VaultLeaf,
 )
 
+RELEASED = sorted((Path(__file__).parent / "receipts").glob("*.json"))
 _TEXT = st.text(max_size=20)
 _PLAIN = st.dictionaries(_TEXT, st.one_of(_TEXT, st.integers(), st.booleans(), st.lists(_TEXT, max_size=2)), max_size=3)
 _RECEIPTS = st.builds(
@@ -55,6 +57,22 @@ def test_the_shell_can_read_phase_and_server() -> None:
     lines = replace(_receipt(), vault_url="https://vault.test").dump().decode().splitlines()
     assert ' "phase": "STORED",' in lines
     assert ' "url": "https://control.test",' in lines
+
+
+@pytest.mark.parametrize("file", RELEASED, ids=lambda file: file.stem)
+def test_a_receipt_as_any_release_wrote_it_loads_and_loses_nothing(file: Path) -> None:
+    written = json.loads(file.read_bytes())
+    receipt = Receipt.load(file.read_bytes())
+    kept = json.loads(receipt.dump())
+    assert {key: kept.get(key) for key in written} == written
+    assert receipt.history
+    assert Receipt.load(receipt.moved("STORED", "read by a later release", 1).dump()).history[-1].phase == "STORED"
+
+
+def test_the_receipts_of_every_schema_are_there_and_the_newest_has_every_field() -> None:
+    documents = [json.loads(file.read_bytes()) for file in RELEASED]
+    assert {document["schema"] for document in documents} == set(range(1, SCHEMA + 1))
+    assert {item.name for item in fields(Receipt)} in [set(document) for document in documents]
 
 
 def test_unknown_keys_are_ignored() -> None:
