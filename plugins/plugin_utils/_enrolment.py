@@ -44,7 +44,14 @@ from ansible_collections.muster.agents.plugins.plugin_utils._errors import (
     Rejected,
     ServerFault,
 )
-from ansible_collections.muster.agents.plugins.plugin_utils._host import Host, Look, controller_identity, holder_is_dead, require_free
+from ansible_collections.muster.agents.plugins.plugin_utils._host import (
+    Host,
+    Look,
+    controller_identity,
+    holder_is_dead,
+    require_controller,
+    require_free,
+)
 from ansible_collections.muster.agents.plugins.plugin_utils._identity import ASSIGNED, Gathering, agent_facts, completed
 from ansible_collections.muster.agents.plugins.plugin_utils._pair import pair_checks
 from ansible_collections.muster.agents.plugins.plugin_utils._rendering import RenderedFile
@@ -322,6 +329,7 @@ class Transaction:
             look = self._declare(look)
         self._try_pair()
         faults.reach("before_issue")
+        require_controller()
         known_id = self._known_id(look)
         try:
             issued = self._register()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import multiprocessing
 import os
 import socket
 import tarfile
@@ -24,7 +25,7 @@ from ansible_collections.muster.agents.plugins.module_utils._secrets import Secr
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import Ambiguous, Busy, HostFailure
 from ansible_collections.muster.agents.plugins.plugin_utils._host_scripts import END, START, deliver_script, look_script
 
-__all__ = ["Host", "Look", "controller_identity", "holder_is_dead", "require_free"]
+__all__ = ["Host", "Look", "controller_identity", "holder_is_dead", "require_controller", "require_free"]
 
 _MODULE = "muster.agents.credential_store"
 _AGENT_ID = "agent_id"
@@ -95,6 +96,7 @@ class Host:
         *facts* asks for what the host says of itself; *will_deliver* prepares the store for a sealed delivery now, which saves a visit
         later. Raises HostFailure.
         """
+        require_controller()
         request = LookRequest(
             self.root, url=url, read=tuple(read), intent=intent, lease=lease, force=force, takeover=takeover, controller_time=int(time.time()))
         if self._way != "module" and self._scriptable():
@@ -105,6 +107,7 @@ class Host:
 
     def deliver(self, delivery: Delivery) -> None:
         """Put *delivery* in place. Raises HostFailure, or Ambiguous when the connection broke and it may have happened."""
+        require_controller()
         if self._way == "module":
             self._deliver_by_module(delivery)
         else:
@@ -112,6 +115,7 @@ class Host:
 
     def execute(self, module: str, args: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         """Run a module on the host and return its result. Raises HostFailure when it fails without saying why."""
+        require_controller()
         with _Unshown(self._action):
             result = self._action._execute_module(module_name=module, module_args=dict(args), task_vars=self._task_vars)
         return dict(result)
@@ -210,8 +214,19 @@ class _Unshown:
 
 
 def controller_identity() -> str:
-    """Return who we are on a lease: host name and the id of the ansible-playbook process."""
-    return f"{socket.gethostname()}:{os.getppid()}"
+    """Return who we are on a lease: host name and the id of the ansible-playbook process, also in a worker that outlived it."""
+    return f"{socket.gethostname()}:{_controller_process()}"
+
+
+def require_controller() -> None:
+    """Raise HostFailure in a worker whose ansible-playbook is gone: the next run takes its lease for that of a dead one, and may be at work already."""
+    if os.getppid() != _controller_process():
+        raise HostFailure("ansible-playbook is gone, and nobody would hear of what this worker does: run again.", reason="controller_gone")
+
+
+def _controller_process() -> int:
+    parent = multiprocessing.parent_process()
+    return parent.pid if parent is not None and parent.pid is not None else os.getppid()
 
 
 def holder_is_dead(holder: str) -> bool:
