@@ -44,6 +44,7 @@ _WITH_EVERY_CORE: Mapping[str, tuple[str, ...]] = {
     "test_bootstrap.py": ("test_the_role_stops_the_play_with_one_message",),
     "test_cert_check.py": ("test_a_server_and_its_files_are_checked_from_controller_and_host",),
     "test_cert_issue.py": ("test_issued_left_alone_renewed_and_removed",),
+    "test_cert_leaks.py": (),
     "test_check_playbook.py": (),
     "test_kubeatlas.py": ("test_install_token_of_the_operators_is_enough_and_stays_off_the_host",),
     "test_oxmon.py": ("test_from_a_bare_host_to_a_withdrawn_one",),

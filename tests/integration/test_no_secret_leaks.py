@@ -109,15 +109,17 @@ def test_neither_success_nor_failure_shows_a_secret_at_the_highest_verbosity(fle
         assert found_in_files(place, secrets) == []
 
 
-def runner_job(directory: Path, controller: Controller, play: list[dict[str, Any]], hosts: Mapping[str, Any]) -> Path:
+def runner_job(
+    directory: Path, controller: Controller, play: list[dict[str, Any]], hosts: Mapping[str, Any], arguments: str = "-vvvv --diff", **environment: str,
+) -> Path:
     """Run *play* as a job of ansible-runner, which AWX uses too. Returns the folder of its artefacts."""
     for name, document in (("project/play.json", play), ("inventory/hosts.json", {"all": {"hosts": hosts}})):
         (directory / name).parent.mkdir(parents=True)
         (directory / name).write_text(json.dumps(document))
-    command = [sys.executable, "-m", "ansible_runner", "run", str(directory), "-p", "play.json", "--ident", "job", "--cmdline=-vvvv --diff"]
+    command = [sys.executable, "-m", "ansible_runner", "run", str(directory), "-p", "play.json", "--ident", "job", f"--cmdline={arguments}"]
     path = f"{Path(sys.executable).parent}:{controller.environment()['PATH']}"
-    environment = {**controller.environment(), "PATH": path, "MUSTER_TEST_RESULTS": str(directory / "results.jsonl")}
-    subprocess.run(command, env=environment, check=False, capture_output=True, timeout=240)
+    surroundings = {**controller.environment(), "PATH": path, "MUSTER_TEST_RESULTS": str(directory / "results.jsonl"), **environment}
+    subprocess.run(command, env=surroundings, check=False, capture_output=True, timeout=240)
     return directory / "artifacts"
 
 
