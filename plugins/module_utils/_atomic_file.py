@@ -10,6 +10,7 @@ Runs on the host with Python 3.9+ and its standard library alone.
 from __future__ import annotations
 
 import contextlib
+import contextlib
 import os
 
 __all__ = ["replace_file", "sync_directory", "temporary_name", "write_private"]
@@ -40,10 +41,15 @@ def write_private(path: str, content: bytes, *, mode: int = 0o600, uid: int = -1
 
 
 def replace_file(path: str, content: bytes, *, mode: int = 0o600) -> None:
-    """Write *content* beside *path*, then rename it there and wait until the directory is on disk. Raises OSError."""
+    """Write *content* beside *path*, then rename it there and wait until the directory is on disk. Raises OSError, and leaves nothing beside it then."""
     staged = temporary_name(path)
-    write_private(staged, content, mode=mode)
-    os.replace(staged, path)
+    try:
+        write_private(staged, content, mode=mode)
+        os.replace(staged, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(staged)
+        raise
     sync_directory(os.path.dirname(path))
 
 

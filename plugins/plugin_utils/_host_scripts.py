@@ -73,8 +73,10 @@ record() {{
   printf '%s\\t%s\\t%s\\t%s\\n' "$attempt" {me} "$((now + {lease}))" {why} >"$r/.intent.muster" || return 1
   sync "$r/.intent.muster" && mv -fT "$r/.intent.muster" "$r/intent" && sync "$r" && say 'intent recorded'
 }}
+attempt=
 {condition} record 2>/dev/null || {{
   if [ "$(set -- $(df -Pk "$p" | tail -n 1); echo "$4")" -lt 8 ]; then say 'intent disk_full'; else say 'intent not_writable'; fi
+  [ -z "$attempt" ] || rm -f "$r/.intent.muster" 2>/dev/null  # ours, since the lock is
 }}
 """
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -563,6 +564,22 @@ def test_a_full_disk_is_seen_by_the_look(way: Way, tiny: Path) -> None:
             break
     look = way.host(tiny / "store").look(intent=_intent(), url=URL)
     assert look.intent == "disk_full"
+
+
+@each_way
+def test_an_intent_that_does_not_fit_leaves_nothing_behind(way: Way, tiny: Path) -> None:
+    root = plant_key(tiny / "store")
+    host = way.host(tiny / "store")
+    host.look(will_deliver=True)
+    host.deliver(delivery_of(root, None))
+    before = {path.name for path in root.iterdir()}
+    with contextlib.suppress(OSError), (tiny / "ballast").open("wb", buffering=0) as stream:
+        while stream.write(b"x" * 4096):
+            pass
+    assert host.look(intent=_intent(), url=URL, force=True).intent == "disk_full"
+    assert {path.name for path in root.iterdir()} == before | {"lock"}
+    (tiny / "ballast").unlink()
+    assert host.look(intent=_intent(), url=URL, force=True).intent == "recorded"
 
 
 @each_way

@@ -1,0 +1,177 @@
+# Copyright (c) 2026, muster.agents contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a rotation costs the agent's own requests: an agent under systemd sends them without a pause, its token is rotated again and again.
+
+The control plane's request log is the witness: which of the agent's requests it refused, and how long from a refusal to the next that it accepted.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from integration.test_agent_health import HEALTH_URL, UNITS, Deployment
+
+from reference_server.client import ReferenceServer, Tls, VaultLink
+from world import OpenBao
+from world.ca import CertificateAuthority
+from world.hosts import Fleet
+
+NETWORK, GATEWAY = "10.231.24.0/24", "10.231.24.1"
+POLL = 2.0
+_SLACK = 1.5  # an agent that asks once a second is told so much later that it is accepted again
+_ENVIRONMENT = """\
+AGENT_ID={{ muster_agent.agent_id }}
+AGENT_TOKEN={{ muster_secret.token }}
+DEPLOYMENT_HASH={{ muster_agent.name }}
+STACKER_URL=%(url)s
+DASHBOARD_URL=%(url)s
+SSL_CERT_FILE=/opt/agent/ca.pem
+HEARTBEAT_SECS=0.1
+POLLING_TIMEOUT_SECS=1
+POLLING_BACKOFF_SECS=0.2
+"""
+_FROM_VAULT = """\
+VAULT_ADDRESS=%(vault)s
+VAULT_TOKEN={{ muster_secret.vault_token }}
+VAULT_AGENT_PATH_PREFIX=status_panel
+VAULT_REFRESH_SECS=%(poll)s
+VAULT_REFRESH_JITTER_SECS=0
+"""
+
+__all__ = ["Served", "measure", "rotations"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A server of a contract, an agent with the face of one, how it learns of its new token, and how many seconds it may be refused."""
+
+    name: str
+    server: str
+    face: str
+    nudge: str
+    bound: float
+
+
+CASES = (
+    Case("old and new token overlap, agent is restarted", "documented", "documented", "restart", 0.0),
+    Case("no overlap, agent is restarted", "shipped", "shipped", "restart", 2.0),
+    Case(f"no overlap, agent asks Vault every {POLL:.0f} s", "shipped", "documented", "none", POLL + _SLACK),
+)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What became of the agent's requests in one case. longest is in seconds."""
+
+    case: Case
+    rotated: int
+    requests: int
+    refused: int
+    longest: float
+
+    @property
+    def good(self) -> bool:
+        """Whether that is within the bound of the case."""
+        return self.requests > 0 and (self.refused == 0 if self.case.bound == 0 else self.longest <= self.case.bound)
+
+
+def rotations(directory: Path, count: int) -> Iterator[Served]:
+    """Rotate *count* times in each case on one systemd host, and yield what it cost."""
+    authority = CertificateAuthority(directory / "ca")
+    pair = authority.server("control", ("127.0.0.1", GATEWAY))
+    fleet = Fleet(directory / "fleet", name="muster-downtime", network=NETWORK, suites=("bookworm",))
+    fleet.down()
+    with ExitStack() as stack:
+        stack.callback(fleet.down)
+        fleet.up()
+        bao = stack.enter_context(OpenBao(ca=authority, addresses=("127.0.0.1", GATEWAY)))
+        bao.enable_kv("status_panel", 1)
+        link = VaultLink(bao.url, str(bao.token_file), str(bao.ca_file), "status_panel")
+        for number, case in enumerate(CASES):
+            folder = directory / str(number)
+            folder.mkdir()
+            with ReferenceServer.start(
+                case.server, tls=Tls(str(pair.cert), str(pair.key)), vault=link, listen=("127.0.0.1:0", f"{GATEWAY}:0"),
+            ) as server:
+                deployment = Deployment(fleet, fleet.hosts[0], server, authority.ca_file, folder, case.face)
+                try:
+                    yield _played(deployment, case, bao, count)
+                finally:
+                    deployment.stop()
+
+
+def _played(deployment: Deployment, case: Case, bao: OpenBao, count: int) -> Served:
+    template = deployment.folder / "env.j2"
+    polls = case.nudge == "none"
+    vault_url = bao.url.replace("127.0.0.1", GATEWAY)
+    template.write_text(
+        _ENVIRONMENT % {"url": deployment.server.urls[1]} + (_FROM_VAULT % {"vault": vault_url, "poll": POLL} if polls else ""))
+    paths = [{"path": f"status_panel/{deployment.name}/{leaf}", "fields": {"token": "token"}} for leaf in ("token", "status_panel_token")]
+    options: dict[str, Any] = {
+        **deployment.identity, "files": [{"path": "/opt/agent/.env", "src": str(template), "format": "env"}], "vault_paths": paths,
+        "vault": {"url": bao.url, "ca_cert": str(bao.ca_file), "token_file": str(bao.token_file)},
+    }
+    minted = {"agent_token_policy": {"period": "1h"}} if polls else {}
+    enrolled = deployment.task("agent_register", {**options, **minted, "version": "1.0.0", "capabilities": ["docker"]})
+    if enrolled.get("failed"):
+        raise RuntimeError(f"could not be enrolled: {enrolled.get('msg')}")
+    deployment.start()
+    passed = deployment.gate()
+    if passed.get("failed"):
+        raise RuntimeError(f"did not pass the gate: {passed.get('msg')}")
+    before = len(deployment.server.log)
+    gate = {"units": UNITS[case.face], "health_url": HEALTH_URL, "attempts": 60, "delay": 0.5}
+    done = _many(deployment, {**options, **gate, "nudge": case.nudge, "when": ["always"]}, count)
+    wrong = [result for result in done if result.get("action") != "rotated"]
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} of {len(done)} rotations failed, the first with: {wrong[0].get('msg')}")
+    return measure(case, len(done), deployment.server.log[before:], deployment.name)
+
+
+def _many(deployment: Deployment, options: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """Run token_rotate *count* times in one run of ansible-playbook. Returns the results."""
+    tasks = [
+        {"name": "Rotate", "muster.agents.token_rotate": dict(options), "loop": list(range(count)), "register": "said", "ignore_errors": True},
+        {"name": "Tell", "ansible.builtin.debug": {"msg": "said:{{ said.results | to_json | b64encode }}:"}},
+    ]
+    playbook = deployment.folder / "many.yml"
+    playbook.write_text(yaml.safe_dump([{"hosts": "all", "gather_facts": False, "tasks": tasks}], sort_keys=False))
+    command = [
+        str(Path(sys.executable).parent / "ansible-playbook"), "-i", f"{deployment.host.address},", "--user=root",
+        f"--private-key={deployment.fleet.key_file}",
+        "--ssh-common-args=-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ControlMaster=auto -o ControlPersist=30s",
+        "-e", "ansible_python_interpreter=/usr/bin/python3", str(playbook)]
+    environment = {**os.environ, "ANSIBLE_PIPELINING": "1", "ANSIBLE_HOST_KEY_CHECKING": "0", "ANSIBLE_HOME": str(deployment.folder / "home")}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    told = re.search("said:([A-Za-z0-9+/=]+):", ran.stdout)
+    if told is None:
+        raise RuntimeError(ran.stdout + ran.stderr)
+    results: list[dict[str, Any]] = json.loads(base64.b64decode(told.group(1)))
+    return results
+
+
+def measure(case: Case, rotated: int, log: Iterable[Mapping[str, Any]], name: str) -> Served:
+    """Count the agent's own requests in the control plane's *log*, and find the longest time for which it was refused."""
+    asked = [line for line in log if line["class"] == "agent" and line["path"].endswith(f"/commands/wait/{name}")]
+    refused, longest, since = 0, 0.0, None
+    for line in asked:
+        moment = datetime.fromisoformat(line["time"].replace("Z", "+00:00"))
+        if line["status"] in (401, 403):
+            refused += 1
+            since = since or moment
+        elif since is not None:
+            longest, since = max(longest, (moment - since).total_seconds()), None
+    return Served(case, rotated, len(asked), refused, longest if since is None else float("inf"))
