@@ -12,12 +12,16 @@ The chain is taken from the handshake's own Certificate message, by the callback
 The callback also shows certificates of a handshake that fails later, and whether the server asks for a client certificate. It is not a documented part of
 the ssl module: a Python without it is served by the public method, and before 3.13 with the server's own certificate alone.
 
+An OCSP answer that a server staples to its handshake is asked for by one more connection, since the ssl module cannot ask for one: its greeting is OpenSSL's
+own of TLS 1.2, whose answer comes in the clear, with the wish added (RFC 6066 section 8). The handshake is not finished.
+
 All addresses are tried at the same time on one event loop, so that dead ones cost one time-out together.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import errno
 import ipaddress
@@ -29,7 +33,7 @@ import ssl
 import struct
 import threading
 import typing as t
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 __all__ = ["DEFAULT_PORTS", "STARTTLS", "Sight", "Target", "probe"]
 
@@ -37,6 +41,8 @@ DEFAULT_PORTS = {"smtp": 25, "imap": 143, "pop3": 110, "ldap": 389, "postgres": 
 STARTTLS = tuple(DEFAULT_PORTS)
 
 _CERTIFICATE, _CERTIFICATE_REQUEST = 11, 13  # handshake messages, RFC 8446 section 4
+_SERVER_HELLO_DONE, _CERTIFICATE_STATUS = 14, 22  # those of TLS 1.2, RFC 5246 section 7.4 and RFC 6066 section 8
+_STATUS_REQUEST = b"\0\5\0\5\1\0\0\0\0"  # the extension: OCSP, from any responder, without extensions of its own
 _HANDSHAKE = 22
 _MAX_BYTES = 1024 * 1024  # of one server's words; OpenSSL itself takes certificate messages up to 100 kB
 _MAX_LINE = 4096
@@ -59,6 +65,8 @@ _MYSQL_SSL, _MYSQL_PROTOCOL_41, _MYSQL_SECURE_CONNECTION = 0x0800, 0x0200, 0x800
 class Target:
     """A server to look at. server_name is what TLS asks for; address, when given, is where to connect instead of what *host* resolves to.
 
+    staple: whether to ask for an OCSP answer with the handshake, for which another connection is made.
+
     starttls is empty or one of STARTTLS. client_cert and client_key are PEM files on this machine; passphrase, or what passphrase_file holds, opens the key.
     """
 
@@ -72,12 +80,14 @@ class Target:
     passphrase: str = field(default="", repr=False)
     passphrase_file: str = ""
     all_addresses: bool = True
+    staple: bool = False
 
 
 @dataclass(frozen=True)
 class Sight:
     """What one address showed. *reason* is ok or why there was no complete handshake, *msg* the same in words; *chain* is DER, the server's own first.
 
+    staple is the OCSP answer (DER, RFC 6960) that came with the handshake, empty for none and where none was asked for.
     client_certificate: none, requested (not given, and the server did not mind), required (not given, and it did), accepted or refused.
     """
 
@@ -89,15 +99,17 @@ class Sight:
     cipher_suite: str = ""
     client_certificate: str = "none"
     tries: int = 1
+    staple: bytes = b""
 
     def dump(self) -> dict[str, t.Any]:
-        """Return plain data for a module's result, certificates in base64."""
-        return {**self.__dict__, "chain": [ssl.DER_cert_to_PEM_cert(der) for der in self.chain]}
+        """Return plain data for a module's result, certificates and answers in base64."""
+        return {**self.__dict__, "chain": [ssl.DER_cert_to_PEM_cert(der) for der in self.chain], "staple": base64.b64encode(self.staple).decode()}
 
     @classmethod
     def load(cls, document: t.Mapping[str, t.Any]) -> Sight:
         """Undo :meth:`dump`."""
-        return cls(**{**document, "chain": tuple(ssl.PEM_cert_to_DER_cert(pem) for pem in document["chain"])})
+        chain = tuple(ssl.PEM_cert_to_DER_cert(pem) for pem in document["chain"])
+        return cls(**{**document, "chain": chain, "staple": base64.b64decode(document["staple"])})
 
 
 class _Trouble(Exception):
@@ -125,6 +137,7 @@ class _Probe:
         self._timeout = timeout
         self._retries = retries
         self._concurrency = concurrency
+        self._plain: ssl.SSLContext | None = None
         self._contexts: dict[tuple[str, str, str, str], ssl.SSLContext] = {}
         self._resolving: dict[tuple[str, int], asyncio.Future[list[str]]] = {}
 
@@ -166,6 +179,8 @@ class _Probe:
                 break
             await asyncio.sleep(pause)
             pause *= 2
+        if target.staple and seen.chain:
+            return replace(seen, staple=await _Conversation(target, address, deadline, self._plain_context()).staple())
         return seen
 
     async def _resolve(self, host: str, port: int) -> list[str]:
@@ -186,6 +201,13 @@ class _Probe:
                 return await asyncio.wait_for(asyncio.shield(answer), self._timeout)
             except asyncio.TimeoutError:
                 raise _Trouble("unresolvable", f"the name {host} was not resolved within {self._timeout:g} s") from None
+
+    def _plain_context(self) -> ssl.SSLContext:
+        """Return a context whose greeting is answered in the clear: TLS 1.2 encrypts its handshake's last message alone."""
+        if self._plain is None:
+            self._plain = _client_context("", "", "", "")
+            self._plain.maximum_version = ssl.TLSVersion.TLSv1_2
+        return self._plain
 
     def _context(self, target: Target) -> ssl.SSLContext:
         key = (target.client_cert, target.client_key, target.passphrase, target.passphrase_file)
@@ -257,6 +279,41 @@ class _Conversation:
             reason = f"client_certificate_{certificate}"
         shown.setdefault("chain", self._handshake.chain)
         return Sight(self._address, reason, msg, client_certificate=certificate, tries=number, **shown)
+
+    async def staple(self) -> bytes:
+        """Return the OCSP answer that the server staples to a handshake of TLS 1.2, empty when it does not or has no TLS 1.2; never raises for it."""
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        try:
+            await self._connect()
+            await _DIALOGUES[self._target.starttls](self)
+            tls = self._context.wrap_bio(incoming, outgoing, server_hostname=self.server_name)
+            with contextlib.suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+            self.send(_with_status_request(outgoing.read()))
+            return await self._status()
+        except (_Trouble, ssl.SSLError, ValueError):
+            return b""
+        finally:
+            if self._transport is not None:
+                self._transport.abort()
+
+    async def _status(self) -> bytes:
+        """Return the OCSP answer in the server's first words (RFC 6066 section 8); it comes before ServerHelloDone or never."""
+        heard = b""
+        while True:
+            kind, _version, length = struct.unpack("!BHH", await self.exactly(5))
+            if kind != _HANDSHAKE:  # an alert: there is no TLS 1.2 here
+                return b""
+            heard += await self.exactly(length)
+            while len(heard) >= 4 and len(heard) - 4 >= int.from_bytes(heard[1:4], "big"):
+                message, body = heard[0], heard[4:4 + int.from_bytes(heard[1:4], "big")]
+                heard = heard[4 + len(body):]
+                if message == _CERTIFICATE_STATUS:
+                    return body[4:] if body[:1] == b"\1" and int.from_bytes(body[1:4], "big") == len(body) - 4 else b""
+                if message == _SERVER_HELLO_DONE:
+                    return b""
+            if len(heard) > _MAX_BYTES:
+                return b""
 
     # -- for the dialogues
 
@@ -434,6 +491,21 @@ class _Handshake:
             self.asks = True
         if kind == _CERTIFICATE and not self.chain:
             self.chain = _certificates_in(message[4:], tls13=version >= ssl.TLSVersion.TLSv1_3)
+
+
+def _with_status_request(greeting: bytes) -> bytes:
+    """Return a ClientHello in one record with the wish for an OCSP answer. Raises ValueError for anything else."""
+    hello = greeting[9:]
+    place = 34 + 1 + hello[34] if len(hello) > 34 else 0  # version and random, then the session
+    for width in (2, 1):  # cipher suites, compression methods
+        place += width + int.from_bytes(hello[place:place + width], "big")
+    extensions = hello[place + 2:]
+    if greeting[:1] != bytes([_HANDSHAKE]) or greeting[5:6] != b"\1" or int.from_bytes(hello[place:place + 2], "big") != len(extensions):
+        raise ValueError("no ClientHello in one record")
+    extensions += _STATUS_REQUEST
+    hello = hello[:place] + len(extensions).to_bytes(2, "big") + extensions
+    message = b"\1" + len(hello).to_bytes(3, "big") + hello
+    return greeting[:3] + len(message).to_bytes(2, "big") + message
 
 
 def _certificates_in(body: bytes, *, tls13: bool) -> tuple[bytes, ...]:

@@ -190,7 +190,7 @@ options:
   revocation:
     description:
       - How to ask whether a CA has taken the certificate back. V(crl) fetches the lists that the certificate names and those in O(crls), V(ocsp) asks the
-        responder that it names. Nothing is asked unless you say so.
+        responder that it names, and each server for the answer that it staples to its handshake. Nothing is asked unless you say so.
       - An answer that cannot be had is a V(warning), never more, since responders fail more often than certificates are revoked.
     type: list
     elements: str
@@ -637,6 +637,13 @@ results:
         revocation_reason: ''
     ocsp:
       description: What the responder says, null when it was not asked. The keys are those of RV(results[].crl).
+      type: dict
+      sample:
+        status: good
+    stapled:
+      description:
+        - What the OCSP answer says that the server sends with its handshake, null when none came or none was asked for.
+        - The keys are those of RV(results[].crl).
       type: dict
       sample:
         status: good

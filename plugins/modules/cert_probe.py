@@ -74,6 +74,10 @@ options:
         description: Whether every address of the name is tried, or the first one alone.
         type: bool
         default: true
+      staple:
+        description: Whether to ask for an OCSP answer with the handshake, for which another connection is made to each address.
+        type: bool
+        default: false
   files:
     description: Certificate files to read.
     type: list
@@ -150,6 +154,7 @@ sights:
         cipher_suite: TLS_AES_256_GCM_SHA384
         client_certificate: none
         tries: 1
+        staple: ''
 readings:
   description: For each of O(files), what it holds.
   returned: success
@@ -187,7 +192,7 @@ def main() -> None:
                 "host": {"type": "str", "required": True}, "port": {"type": "int", "required": True}, "server_name": _TEXT, "address": _TEXT,
                 "starttls": {"type": "str", "default": "", "choices": ["", *STARTTLS]}, "client_cert": _TEXT,
                 "client_key": {"type": "str", "default": "", "no_log": False}, "passphrase_file": {"type": "str", "default": "", "no_log": False},
-                "all_addresses": {"type": "bool", "default": True}}},
+                "all_addresses": {"type": "bool", "default": True}, "staple": {"type": "bool", "default": False}}},
             "files": {"type": "list", "elements": "dict", "default": [], "options": {
                 "path": {"type": "str", "required": True}, "key_path": {"type": "str", "default": "", "no_log": False},
                 "passphrase_file": {"type": "str", "default": "", "no_log": False}}},

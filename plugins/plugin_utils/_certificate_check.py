@@ -94,7 +94,7 @@ def _endpoint_jobs(args: t.Mapping[str, t.Any], passphrase: str) -> t.Iterator[_
         client_cert = given["client_cert"] or args["client_cert"] or ""
         target = Target(
             host, port, server_name=server_name, address=given["address"] or "", starttls=given["starttls"] or "", client_cert=client_cert,
-            client_key=given["client_key"] or args["client_key"] or "", all_addresses=args["all_addresses"],
+            client_key=given["client_key"] or args["client_key"] or "", all_addresses=args["all_addresses"], staple="ocsp" in args["revocation"],
             passphrase=passphrase, passphrase_file=args["passphrase_file"] or "" if args["from"] == "host" else "")
         label = given["name"] or (f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         item = Item(
@@ -225,13 +225,13 @@ def _intermediates(seen: Seen) -> t.Iterator[Certificate]:
         yield from (one for one in map(load, chain[1:]) if isinstance(one, Certificate) and not one.self_issued)
 
 
-def _answers(looks: t.Sequence[Look], context: Context, args: t.Mapping[str, t.Any]) -> dict[bytes, dict[str, Status]]:
-    questions = list({look.question.certificate.sha256: look.question for look in looks if look.question is not None}.values())
-    asked = Revocation(args["revocation"], args["crls"], args["timeout"], context.now).ask(questions)
-    answers = {question.certificate.sha256: found for question, found in zip(questions, asked)}
+def _answers(looks: t.Sequence[Look], context: Context, args: t.Mapping[str, t.Any]) -> dict[tuple[bytes, ...], dict[str, Status]]:
+    questions = {look.key: look.question for look in looks if look.question is not None}
+    asked = Revocation(args["revocation"], args["crls"], args["timeout"], context.now).ask(list(questions.values()))
+    answers = dict(zip(questions, asked))
     for look in looks:
         if look.question is None and isinstance(look.leaf, Certificate):
-            answers[look.leaf.sha256] = {way: Status("unavailable", "its issuer is not known") for way in args["revocation"]}
+            answers[look.key] = {way: Status("unavailable", "its issuer is not known") for way in args["revocation"]}
     return answers
 
 

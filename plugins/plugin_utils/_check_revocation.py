@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,10 +43,11 @@ _SKEW = datetime.timedelta(seconds=300)  # an answer may be this much from the f
 
 @dataclass(frozen=True)
 class Question:
-    """A certificate whose state is asked for, and who issued it."""
+    """A certificate whose state is asked for, and who issued it. staples: the OCSP answers (DER) that servers sent along with it."""
 
     certificate: Certificate
     issuer: Certificate
+    staples: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,10 @@ class Revocation:
         places = {place for question in questions for place in self._places(question)} if "crl" in self.ways else set()
         with ThreadPoolExecutor(_THREADS) as pool:
             self._fetched.update(zip(places, pool.map(self._fetch, places)))
-            answers = list(pool.map(self._by_ocsp, questions)) if "ocsp" in self.ways else [None] * len(questions)
+            answers = list(pool.map(self._by_ocsp, questions)) if "ocsp" in self.ways else [{}] * len(questions)
         found = []
         for question, answer in zip(questions, answers):
-            told = {"ocsp": answer} if answer is not None else {}
+            told = dict(answer)
             if "crl" in self.ways:
                 told["crl"] = self._by_crl(question)
             found.append(told)
@@ -157,8 +158,17 @@ class Revocation:
 
     # -- OCSP
 
-    def _by_ocsp(self, question: Question) -> Status:
+    def _by_ocsp(self, question: Question) -> dict[str, Status]:
+        """Return what servers staple and what the responder says. A stapled answer will do where the certificate names no responder."""
+        ranks = {"revoked": 0, "stale": 1, "unavailable": 2, "unknown": 3}
+        stapled = [replace(self._read(staple, question, "the server"), url="") for staple in question.staples]
+        told = {"stapled": min(stapled, key=lambda status: ranks.get(status.status, 4))} if stapled else {}
         urls = details(question.certificate, self.now)["ocsp_urls"]
+        if urls or not any(status.status in ("good", "revoked") for status in stapled):
+            told["ocsp"] = self._by_responder(question, urls)
+        return told
+
+    def _by_responder(self, question: Question, urls: t.Sequence[str]) -> Status:
         if not urls:
             return Status("unavailable", "the certificate names no OCSP responder")
         try:
@@ -166,12 +176,13 @@ class Revocation:
         except ValueError:
             return Status("unavailable", "no OCSP request can be made for this certificate", urls[0])
         data = self._http("POST", urls[0], request.public_bytes(serialization.Encoding.DER))
-        if isinstance(data, str):
-            return Status("unavailable", data, urls[0])
+        return Status("unavailable", data, urls[0]) if isinstance(data, str) else self._read(data, question, urls[0])
+
+    def _read(self, data: bytes, question: Question, url: str) -> Status:
         try:
-            return self._judged(ocsp.load_der_ocsp_response(data), question, urls[0])
+            return self._judged(ocsp.load_der_ocsp_response(data), question, url)
         except (ValueError, TypeError) as error:
-            return Status("unavailable", f"the answer of {urls[0]} cannot be read ({type(error).__name__})", urls[0])
+            return Status("unavailable", f"the answer of {url} cannot be read ({type(error).__name__})", url)
 
     def _judged(self, answer: t.Any, question: Question, url: str) -> Status:
         if answer.response_status != ocsp.OCSPResponseStatus.SUCCESSFUL:

@@ -29,6 +29,7 @@ __all__ = ["VERDICTS", "Context", "Item", "Pin", "Problem", "Seen", "judge", "lo
 VERDICTS = ("ok", "warning", "critical", "expired", "unreachable")
 _OLD_PROTOCOLS = ("SSLv3", "TLSv1", "TLSv1.1")
 _WEAK_HASHES = ("md5", "sha1")
+_WAYS = {"crl": "CRL", "ocsp": "OCSP", "stapled": "the OCSP answer that the server staples"}
 _MIN_RSA_BITS, _MIN_EC_BITS = 2048, 224
 _KEY_PROBLEMS = {
     "mismatch": ("key_mismatch", "critical"), "missing": ("key_missing", "critical"), "unreadable": ("key_unreadable", "critical"),
@@ -129,26 +130,35 @@ class Look:
         """The certificate itself."""
         return self.chain[0]
 
+    @property
+    def key(self) -> tuple[bytes, ...]:
+        """What answers are kept under: the certificate's SHA-256, and the OCSP answers that came along, which are one server's own."""
+        staples = self.question.staples if self.question is not None else ()
+        return (self.leaf.sha256 if isinstance(self.leaf, Certificate) else b"", *staples)
+
+
+Answers = t.Mapping[tuple[bytes, ...], t.Mapping[str, Status]]
+
 
 def look_at(item: Item, seen: Seen, context: Context) -> tuple[Look, ...]:
     """Return the different chains that were seen of *item*, each once."""
-    shown: dict[tuple[bytes, ...], list[str]] = {}
+    shown: dict[tuple[bytes, ...], list[Sight]] = {}
     if seen.reading is not None and seen.reading.chain:
         shown[seen.reading.chain] = []
     for sight in seen.sights:
         if sight.chain:
-            shown.setdefault(sight.chain, []).append(sight.address)
-    return tuple(_look(item, chain, tuple(addresses), context) for chain, addresses in shown.items())
+            shown.setdefault(sight.chain, []).append(sight)
+    return tuple(_look(item, chain, sights, context) for chain, sights in shown.items())
 
 
-def judge(item: Item, seen: Seen, looks: t.Sequence[Look], answers: t.Mapping[bytes, t.Mapping[str, Status]], context: Context) -> dict[str, t.Any]:
-    """Return the result of *item*. *answers*: what CAs said, by the SHA-256 of the certificate that was asked about."""
+def judge(item: Item, seen: Seen, looks: t.Sequence[Look], answers: Answers, context: Context) -> dict[str, t.Any]:
+    """Return the result of *item*. *answers*: what CAs said, by the keys of the looks."""
     problems = list(_reach_problems(seen, looks))
     worst_look: Look | None = None
     worst_rank = -1
     for look in looks:
         where = f" ({', '.join(look.addresses)})" if len(looks) > 1 else ""
-        found = list(_look_problems(item, look, answers, context, where))
+        found = list(_look_problems(item, look, answers.get(look.key, {}), context, where))
         rank = max((VERDICTS.index(problem.severity) for problem in found), default=0)
         if rank > worst_rank:
             worst_look, worst_rank = look, rank
@@ -167,14 +177,16 @@ def judge(item: Item, seen: Seen, looks: t.Sequence[Look], answers: t.Mapping[by
     return result
 
 
-def _look(item: Item, chain: tuple[bytes, ...], addresses: tuple[str, ...], context: Context) -> Look:
+def _look(item: Item, chain: tuple[bytes, ...], sights: t.Sequence[Sight], context: Context) -> Look:
+    addresses = tuple(sight.address for sight in sights)
     loaded = tuple(load(der) for der in chain)
     leaf = loaded[0]
     if isinstance(leaf, Flaw):
         return Look(loaded, None, None, addresses)
     between = [one for one in loaded[1:] if isinstance(one, Certificate)]
     route = chains.follow(leaf, between, context.authorities, now=context.now, purpose=item.purpose, known=context.known)
-    question = Question(leaf, route.steps[1]) if len(route.steps) > 1 else None
+    staples = tuple(dict.fromkeys(sight.staple for sight in sights if sight.staple))
+    question = Question(leaf, route.steps[1], staples) if len(route.steps) > 1 else None
     return Look(loaded, route, question, addresses)
 
 
@@ -193,7 +205,7 @@ def _reach_problems(seen: Seen, looks: t.Sequence[Look]) -> t.Iterator[Problem]:
 
 
 def _look_problems(
-    item: Item, look: Look, answers: t.Mapping[bytes, t.Mapping[str, Status]], context: Context, where: str,
+    item: Item, look: Look, said: t.Mapping[str, Status], context: Context, where: str,
 ) -> t.Iterator[Problem]:
     leaf = look.leaf
     if isinstance(leaf, Flaw):
@@ -210,11 +222,11 @@ def _look_problems(
     yield from _strength_problems(leaf, look, where)
     if item.pin is not None and not item.pin.fits(leaf):
         yield Problem("pin_mismatch", "critical", f"It is not the certificate that is pinned: its SHA-256 is {leaf.fingerprint}{where}.")
-    for way, status in answers.get(leaf.sha256, {}).items():
+    for way, status in said.items():
         if status.status == "revoked":
-            yield Problem("revoked", "critical", f"Its CA took it back: {status.msg} says {way.upper()}{where}.")
+            yield Problem("revoked", "critical", f"Its CA took it back: {status.msg} says {_WAYS[way]}{where}.")
         elif status.status != "good":
-            yield Problem(f"{way}_{status.status}", "warning", f"Whether it was revoked is not known by {way.upper()}: {status.msg}{where}.")
+            yield Problem(f"{way}_{status.status}", "warning", f"Whether it was revoked is not known by {_WAYS[way]}: {status.msg}{where}.")
 
 
 def _date_problems(leaf: Certificate, where: str, context: Context) -> t.Iterator[Problem]:
@@ -297,13 +309,13 @@ def _addresses(seen: Seen) -> dict[str, t.Any]:
     return {"addresses": told, "ip_addresses": [sight.address for sight in seen.sights if sight.address]}
 
 
-def _shown(item: Item, seen: Seen, look: Look | None, answers: t.Mapping[bytes, t.Mapping[str, Status]], context: Context) -> dict[str, t.Any]:
+def _shown(item: Item, seen: Seen, look: Look | None, answers: Answers, context: Context) -> dict[str, t.Any]:
     """Return every field about the certificate, empty ones when there is none."""
     leaf = look.leaf if look is not None else None
     if look is None or not isinstance(leaf, Certificate):
         return {**_EMPTY, "chain": [element(one, context.now) for one in look.chain] if look is not None else [], "key_match": _key_match(seen)}
     sight = next((one for one in seen.sights if one.chain and load(one.chain[0]) == leaf), None)
-    route, said = look.route, answers.get(leaf.sha256, {})
+    route, said = look.route, answers.get(look.key, {})
     fault = route.fault if route is not None else None
     served = [one for one in look.chain if isinstance(one, Certificate)]
     good = route is not None and fault is None and not route.borrowed
@@ -342,5 +354,5 @@ _EMPTY: dict[str, t.Any] = {
     "key_usage": [], "extended_key_usage": [], "is_ca": False, "is_wildcard": False, "ocsp_urls": [], "ca_issuer_urls": [], "crl_urls": [], "sct_count": 0,
     "tls_version": "", "cipher_suite": "", "client_certificate": "", "chain_depth": 0, "chain_valid": False, "chain_error": "", "chain_reason": "",
     "missing_intermediate": False, "chain": [], "trusted_path": [], "chain_not_after": "", "earliest_not_after": "", "host_match": None, "pin_match": None,
-    "key_match": None, "file_match": None, "crl": None, "ocsp": None,
+    "key_match": None, "file_match": None, "crl": None, "ocsp": None, "stapled": None,
 }
