@@ -10,7 +10,6 @@ Runs on the host with Python 3.9+ and its standard library alone.
 from __future__ import annotations
 
 import contextlib
-import contextlib
 import os
 
 __all__ = ["replace_file", "sync_directory", "temporary_name", "write_private"]
