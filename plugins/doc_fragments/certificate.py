@@ -69,7 +69,7 @@ options:
     default: 3072
   valid_days:
     description:
-      - For how many days a certificate is issued. A CA that ends before that ends it earlier.
+      - For how many days a certificate is issued, at most 36525. A CA that ends before that ends it earlier.
       - A change of this option alone renews nothing.
     type: int
     default: 365

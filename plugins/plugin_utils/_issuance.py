@@ -34,6 +34,7 @@ __all__ = ["Wish", "check_answer", "early_share", "issue", "visit", "wish_of"]
 _MODULE = "muster.agents.key_pair"
 _DEFAULT_SHARE = 0.67
 _MAX_SKEW = 300.0  # seconds; a host further off would take a new certificate for one of the future
+_MAX_DAYS = 36525
 _RSA_SIZES = range(2048, 4097)
 _MODE = re.compile(r"0?[0-7]{3}\Z")
 _PLACES = ("certificate_path", "key_path", "ca_path", "owner", "group", "key_mode", "certificate_mode", "directory_mode")
@@ -110,6 +111,8 @@ def wish_of(args: t.Mapping[str, t.Any], *, exact: bool, check_mode: bool) -> Wi
     days, share, valid_days = args.get("renew_days"), args.get("renew_at"), args["valid_days"]
     if valid_days < 1:
         raise InvalidInput(f"valid_days {valid_days} is no lifetime: give at least 1.")
+    if valid_days > _MAX_DAYS:
+        raise InvalidInput(f"valid_days {valid_days} is more than a hundred years: give at most {_MAX_DAYS}.")
     if days is not None and not 0 <= days < valid_days:
         raise InvalidInput(f"renew_days {days} would renew a certificate of {valid_days} days at every run: give fewer days than valid_days.")
     if share is not None and not 0 < share < 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import os
 import signal
+import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,7 +179,11 @@ class Machine:
         return x.load_certificates(self.certificate.read_bytes())[0]
 
     def is_whole(self) -> bool:
-        """Whether key and certificate at the fixed paths belong together."""
+        """Whether key and certificate at the fixed paths belong together, and a service that starts now can load them."""
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
+        except (OSError, ssl.SSLError):
+            return False
         return x.key_matches(self.leaf(), self.key.read_bytes())
 
     def is_tidy(self) -> bool:
