@@ -51,7 +51,7 @@ NEXT = ("same-controller", "new-controller", "host-rebuilt")
 _SIZE = "6m"
 _HEALTH_OPTIONS = ("control_plane", "url", "ca_cert", "name", "store", "delivery")
 
-__all__ = ["CONNECTIONS", "ENDS", "HEALTH", "MODULES", "NEXT", "POINTS", "ROTATE", "Cell", "Played", "cells", "play"]
+__all__ = ["CONNECTIONS", "ENDS", "HEALTH", "MODULES", "NEXT", "POINTS", "ROTATE", "Cell", "Played", "cells", "play", "sample"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,16 @@ def cells(
                     for contract in CONTRACTS if both else (CONTRACTS[number % 2],):
                         chosen.append(Cell(transaction, point, end, after, contract, way, mistake=number % 4 > 1))
                     number += 1
+    return chosen
+
+
+def sample(*transactions: str) -> list[Cell]:
+    """Return each point of *transactions* once; ends (killed or failed), contracts, ways and who runs next take turns."""
+    chosen = []
+    for transaction in transactions:
+        for number, point in enumerate(POINTS[transaction]):
+            end, way = ENDS[number % 2], "module" if number % 5 == 4 else "fast"
+            chosen.append(Cell(transaction, point, end, NEXT[number % 3], CONTRACTS[number // 2 % 2], way, mistake=number % 4 == 3))
     return chosen
 
 

@@ -41,13 +41,16 @@ class Killed:
     problem: str
 
 
-def rounds(world: World, directory: Path, count: int, seed: int) -> Iterator[Killed]:
-    """Kill *count* deploys and *count* rotations; each is followed by the same command once more. The moments come from *seed*."""
+def rounds(world: World, directory: Path, count: int, seed: int, *, hosts: int = HOSTS, span: float = 0.0) -> Iterator[Killed]:
+    """Kill *count* deploys and *count* rotations of so many *hosts*; each is followed by the same command once more.
+
+    The moments come from *seed*, and lie in the first *span* seconds; 0 lets a run that nobody disturbs say how long one takes.
+    """
     chance = random.Random(seed)
     node = Controller(directory / "node")
-    spans: dict[str, float] = {}
-    for number in range(-1, count):
-        agents = {f"host{place}": Agent(world, CONTRACTS[place % 2], directory / str(number) / f"host{place}") for place in range(HOSTS)}
+    spans = {"deploy": span, "rotate": span}
+    for number in range(0 if span else -1, count):
+        agents = {f"host{place}": Agent(world, CONTRACTS[place % 2], directory / str(number) / f"host{place}") for place in range(hosts)}
         for run, start in (("deploy", _deploy), ("rotate", _rotate)):
             if number < 0:  # nobody is killed: how long does it take?
                 spans[run] = _measured(start(node, agents, True))

@@ -5,118 +5,35 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faults.matrix import ROTATE, Cell, Played, play, sample
 
 from .agents import CONTRACTS, REGISTER, WAYS, Agent, World, orders
 from .controller import Controller, Play, for_each
 
-# Every point that agent_register passes at a first enrolment with Vault and a Vault token for the agent.
-POINTS = (
-    "after_probe", "after_look", "before_issue", "after_issue", "after_spool", "after_settle", "after_vault", "after_mint", "before_delivery",
-    "after_delivery",
-)
-ENDS = ("kill", "raise")
-# The fast way meets both ends at both contracts; the slower one is killed at every point, with the contracts taking turns.
-CRASHES = [
-    *(f"{point}-{end}-{contract}-fast" for point, end, contract in itertools.product(POINTS, ENDS, CONTRACTS)),
-    *(f"{point}-kill-{contract}-module" for point, contract in zip(POINTS, itertools.cycle(CONTRACTS))),
-]
-
-
-@dataclass(frozen=True)
-class _Unparametrized:
-    """Stands for the parameters of a test that has none."""
-
-    params: Mapping[str, Any] = field(default_factory=dict)
-
-
-_NOTHING = _Unparametrized()
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """All crashes, the plain run after each, the run after that, and what that last one changed anywhere."""
-
-    agents: Mapping[str, Agent]
-    crashed: Mapping[str, Play]
-    plain: Mapping[str, Play]
-    again: Play
-    mutations: list[str]
-    spool: list[Path]
+CHOSEN = sample("enrol", "commit")
 
 
 @pytest.fixture(scope="module")
-def recovered(request: pytest.FixtureRequest, _shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Recovered:
-    """Each enrolment is ended at its point, all contracts and ways at once; then one plain run takes all of them on.
-
-    A killed run is taken on by the same control node, a failed one by another, to which the first one's spool is lost.
-    """
-    world, directory = _shared_world, tmp_path_factory.mktemp("crashes")
-    world.quiet()
-    nodes = {"kill": Controller(directory / "node"), "raise": Controller(directory / "lost-node")}
-    chosen = _chosen(request.session.items)
-    agents = {host: Agent(world, *_contract_and_way(host, directory), vault=True, policy=True) for host in CRASHES if host in chosen}
-
-    def crash(point: str, end: str) -> Play:
-        mine = {host: agent for host, agent in agents.items() if host.startswith(f"{point}-{end}-")}
-        task, hosts = for_each(REGISTER, orders(mine))
-        switch = f"{point}={'stop' if end == 'kill' else 'raise'}"
-        running = nodes[end].start([task], hosts, environment={"MUSTER_AGENTS_TEST_FAULT": switch})
-        if end == "raise":
-            return running.end()
-        running.wait_halted(len(mine))
-        return running.kill()
-
-    with ThreadPoolExecutor(2) as pool:
-        pairs = sorted({(host.split("-")[0], host.split("-")[1]) for host in agents})
-        plays = dict(zip(pairs, pool.map(lambda pair: crash(*pair), pairs)))
-    crashed = {host: plays[host.split("-")[0], host.split("-")[1]] for host in agents}
-    other = Controller(directory / "other-node")
-    plain = {}
-    for end, node in (("kill", nodes["kill"]), ("raise", other)):
-        mine = {host: agent for host, agent in agents.items() if f"-{end}-" in host}
-        play = node.each(REGISTER, orders(mine))
-        plain.update(dict.fromkeys(mine, play))
-    world.quiet()
-    again = other.each(REGISTER, orders(agents))
-    return Recovered(agents, crashed, plain, again, world.mutations(), nodes["kill"].spool + other.spool)
+def played(_shared_world: World) -> Iterator[dict[Cell, Played]]:
+    """Every point once, all played at once; ``make faults`` plays the whole matrix."""
+    directory = Path(tempfile.mkdtemp(prefix="muster-crashes-"))
+    yield {found.cell: found for found in play(_shared_world, directory, CHOSEN)}
+    shutil.rmtree(directory, ignore_errors=True)
 
 
-def _chosen(items: list[pytest.Item]) -> set[str]:
-    """The crashes that this run of the tests asks for."""
-    return {item.callspec.params["host"] for item in items if isinstance(item, pytest.Function) and "host" in getattr(item, "callspec", _NOTHING).params}
-
-
-def _contract_and_way(host: str, directory: Path) -> tuple[str, Path, str]:
-    _point, _end, contract, way = host.split("-")
-    return contract, directory / host, way
-
-
-@pytest.mark.parametrize("host", [pytest.param(host, marks=pytest.mark.thorough if host.endswith("-module") else ()) for host in CRASHES])
-def test_a_run_that_dies_anywhere_is_finished_by_the_next_one_with_one_live_record(host: str, recovered: Recovered) -> None:
-    crashed = recovered.crashed[host]
-    if "-raise-" in host:
-        assert crashed.result(host)["reason"] == "test_fault"
-    else:
-        assert crashed.code == -9
-        assert host not in crashed.results
-    plain = recovered.plain[host].result(host)
-    assert not plain["failed"], plain
-    recovered.agents[host].check_healthy()
-    assert recovered.again.result(host)["action"] == "unchanged"
-    assert recovered.again.result(host)["changed"] is False
-
-
-def test_after_recovery_nothing_changes_any_more_and_no_credential_waits_in_the_spool(recovered: Recovered) -> None:
-    assert recovered.mutations == []
-    assert recovered.spool == []
+@pytest.mark.parametrize("cell", CHOSEN, ids=lambda cell: cell.name)
+def test_a_run_that_dies_anywhere_is_finished_by_the_next_one_with_one_live_record(cell: Cell, played: dict[Cell, Played]) -> None:
+    assert not played[cell].problem, played[cell].problem
 
 
 def test_an_attempt_keeps_its_idempotency_key_across_a_crash(world: World, controller: Controller, tmp_path: Path) -> None:
@@ -164,6 +81,7 @@ def met(_shared_world: World, tmp_path_factory: pytest.TempPathFactory) -> Met:
     return Met(agents, runs, {host: fired[agent.name] for host, agent in agents.items()}, world.mutations())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("contract", CONTRACTS)
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_failing_registration_is_reconciled_and_ends_with_one_live_record(kind: str, contract: str, met: Met) -> None:
@@ -175,10 +93,12 @@ def test_a_failing_registration_is_reconciled_and_ends_with_one_live_record(kind
     assert (second["changed"], third["changed"]) == (False, False), second
 
 
+@pytest.mark.thorough
 def test_after_a_reconciled_registration_nothing_is_sent_any_more(met: Met) -> None:
     assert met.mutations == []
 
 
+@pytest.mark.thorough
 def test_a_server_that_never_stores_its_token_is_named_and_the_next_run_goes_on(world: World, controller: Controller, tmp_path: Path) -> None:
     agents = {way: Agent(world, "shipped", tmp_path / way, way, vault=False) for way in WAYS}
     for agent in agents.values():
@@ -194,6 +114,7 @@ def test_a_server_that_never_stores_its_token_is_named_and_the_next_run_goes_on(
     assert controller.spool == []
 
 
+@pytest.mark.thorough
 def test_two_runs_at_once_on_the_same_identity_end_well_with_one_record(world: World, tmp_path: Path) -> None:
     agents = {f"{contract}-{way}": Agent(world, contract, tmp_path / f"{contract}-{way}", way) for contract in CONTRACTS for way in WAYS}
     nodes = [Controller(tmp_path / f"node-{number}") for number in range(2)]
@@ -208,3 +129,39 @@ def test_two_runs_at_once_on_the_same_identity_end_well_with_one_record(world: W
     assert [quiet.result(host)["changed"] for host in agents] == [False] * len(agents)
     assert world.mutations() == []
     assert [node.spool for node in nodes] == [[], []]
+
+
+@pytest.mark.thorough
+def test_a_vault_that_goes_away_in_the_middle_is_made_up_for_by_the_next_run(world: World, controller: Controller, tmp_path: Path) -> None:
+    agents = {f"{contract}-{way}": Agent(world, contract, tmp_path / f"{contract}-{way}", way) for contract in CONTRACTS for way in WAYS}
+    registered = orders(agents, settle_timeout=2)
+    cut = _without_vault_from(world, controller, "after_settle", REGISTER, registered)
+    for host, agent in agents.items():
+        assert (cut.result(host)["failed"], cut.result(host)["reason"]) == (True, "sealed"), cut.result(host)
+        assert len(agent.records()) == 1
+        assert agent.receipt()["phase"] == "ISSUED"
+    world.quiet()
+    controller.each(REGISTER, registered).good()
+    assert [line for line in world.mutations() if "register" in line] == []
+    for agent in agents.values():
+        agent.check_healthy()
+    rotated = orders(agents, settle_timeout=2, seen=False, attempts=1, delay=0.2)
+    cut = _without_vault_from(world, controller, "after_stage", ROTATE, {host: {**options, "when": ["always"]} for host, options in rotated.items()})
+    assert {cut.result(host)["failed"] for host in agents} == {True}
+    controller.each(ROTATE, rotated).good()
+    for agent in agents.values():
+        agent.check_healthy()
+    assert controller.spool == []
+
+
+def _without_vault_from(world: World, controller: Controller, point: str, module: str, options: Mapping[str, Mapping[str, Any]]) -> Play:
+    """Run *module* on all hosts, with Vault sealed from *point* on until the end of the run."""
+    task, hosts = for_each(module, options)
+    running = controller.start([task], hosts, environment={"MUSTER_AGENTS_TEST_FAULT": f"{point}=stop"})
+    running.wait_halted(len(hosts))
+    world.bao.seal()
+    for process in running.halted():
+        os.kill(process, signal.SIGCONT)
+    ended = running.end()
+    world.bao.unseal()
+    return ended

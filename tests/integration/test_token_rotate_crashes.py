@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.matrix import Cell, Played, cells, play
+from faults.matrix import Cell, Played, play, sample
+from faults.randoms import rounds
 
 from .agents import World
 
-POINTS = {"rotate": ("after_stage", "after_vault", "after_delivery"), "back": ("after_vault_back",)}
-CHOSEN = cells(POINTS, ("kill", "disk-full", "unreachable"), ("same-controller", "host-rebuilt"))
+CHOSEN = sample("rotate", "back")
+SEED = 20260101
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +32,9 @@ def played(_shared_world: World) -> Iterator[dict[Cell, Played]]:
 @pytest.mark.parametrize("cell", CHOSEN, ids=lambda cell: cell.name)
 def test_a_rotation_that_ends_anywhere_is_finished_by_the_next_run(cell: Cell, played: dict[Cell, Played]) -> None:
     assert not played[cell].problem, played[cell].problem
+
+
+def test_a_run_that_is_killed_at_any_moment_is_made_good_by_the_next_one(world: World, tmp_path: Path) -> None:
+    killed = list(itertools.islice(rounds(world, tmp_path, 2, SEED, hosts=4, span=4.0), 3))
+    assert [(one.run, one.whole) for one in killed] == [("deploy", True), ("rotate", False), ("deploy", False)]
+    assert [one.problem for one in killed] == ["", "", ""], killed
