@@ -107,12 +107,19 @@ class Situation:
     """Where host and control plane stand.
 
     accepted is the credential that works; step is where to go on from: fresh (nothing is under way), forward (accepted is new and not everywhere yet),
-    staged (ours waits on the host), gate (delivered and not proved by the process), back (accepted is the older one, the host has moved on).
+    staged (ours waits on the host), gate (delivered and not proved by the process), back (accepted is the older one, the host has moved on),
+    returned (all is back on the older one, and the process has not proved itself with it either).
     """
 
     accepted: Held
     step: str
     other: Held | None = None
+
+    def given(self, plan: RotationPlan) -> Situation:
+        """Return it with what is to be done: one that came back begins anew where a rotation is due, else only its process is judged."""
+        if self.step != "returned":
+            return self
+        return replace(self, step="fresh" if plan.due else "gate")
 
 
 class Rotation(Transaction):
@@ -140,6 +147,7 @@ class Rotation(Transaction):
         faults.reach("after_look")
         situation = self._situation(look)
         plan = self._plan(look, situation)
+        situation = situation.given(plan)
         if plan.due or situation.step != "fresh":
             self._rendered(situation.accepted)  # a template that cannot be rendered is found out while nothing has been touched
         faults.reach("after_plan")
@@ -152,7 +160,7 @@ class Rotation(Transaction):
         faults.reach("after_lease")
         try:
             if look.receipt_digest != first.receipt_digest:
-                situation = self._situation(look)
+                situation = self._situation(look).given(plan)
                 if situation.step == "fresh" and _receipt(look).generation != _receipt(first).generation:
                     self._release(look)
                     return self._unchanged(look, plan, "rotated_elsewhere", f"{self.enrolment.name} was rotated by another run meanwhile.")
@@ -218,8 +226,9 @@ class Rotation(Transaction):
         if receipt.phase == "ROTATING" and newest > current and self._origin != "server":  # ours: it was written before it is valid
             return Situation(accepted, "staged", self._generation(look, newest))
         if receipt.phase in ("ACTIVE", "ROLLING_BACK"):
-            came_back = receipt.history[-1].why.startswith(_CAME_BACK)  # from there no further way leads back
-            return Situation(accepted, "gate", None if came_back else self._generation(look, current - 1))
+            if _came_back(receipt):
+                return Situation(accepted, "returned")
+            return Situation(accepted, "gate", self._generation(look, current - 1))
         return Situation(accepted, "fresh")
 
     def _generation(self, look: Look, number: int) -> Held | None:
@@ -742,7 +751,7 @@ class Rotation(Transaction):
             look = self._lease(self.parts.host.look())
             situation = self._situation(look)
             plan = self._plan(look, situation)
-            return self._go_on(look, situation, plan)
+            return self._go_on(look, situation.given(plan), plan)
         except Rejected:
             raise error from None
 
@@ -799,6 +808,12 @@ def _number(pending: str) -> int:
 def _kept(receipt: Receipt, *numbers: int) -> tuple[int, ...]:
     """Return the generations that stay on the host: *numbers*, and those that are needed to retire what is left of them."""
     return tuple(sorted({*numbers, *map(_number, receipt.retire_pending)}))
+
+
+def _came_back(receipt: Receipt) -> bool:
+    """Say whether the last credential that came into use was an older one; what a gate noted since then makes no difference."""
+    moves = [step.why for step in receipt.history if step.why.startswith((_PENDING, _CAME_BACK))]
+    return bool(moves) and moves[-1].startswith(_CAME_BACK)
 
 
 def _phase_before(receipt: Receipt) -> str:

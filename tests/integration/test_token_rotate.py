@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .agents import CONTRACTS, REGISTER, WAYS, Agent, World, orders
+from .canary import found_in
 from .controller import Controller
 
 ROTATE = "muster.agents.token_rotate"
@@ -81,4 +82,29 @@ def test_a_red_gate_puts_the_old_token_back_in_host_and_vault_and_says_which_ste
         assert result["failed"], result
         assert result["failed_step"] == "gate"
         assert (agent.secret(), agent.env(), agent.in_vault()) == before[host]
+        agent.check_healthy()
+
+
+def test_a_campaign_stops_when_its_budget_is_spent_and_is_gone_on_with(world: World, controller: Controller, tmp_path: Path) -> None:
+    """Two of five come back to their old tokens, one more than is put up with: the rest keep theirs until the next run."""
+    agents = {f"host-{number}": Agent(world, "documented", tmp_path / str(number)) for number in range(5)}
+    controller.each(REGISTER, orders(agents)).good()
+    before = {host: agent.secret() for host, agent in agents.items()}
+    campaign = {"campaign": "2026-Q4", "failure_budget": 1}
+    given = {host: rotation(agent, **campaign, health_url=DEAD if host in ("host-1", "host-2") else None) for host, agent in agents.items()}
+    stopped = controller.each(ROTATE, given, arguments=["-vvvvvv"], forks=1)
+    assert {host: stopped.result(host)["action"] for host in agents} == {
+        "host-0": "rotated", "host-1": "rolled_back", "host-2": "rolled_back", "host-3": "untouched", "host-4": "untouched"}
+    assert stopped.result("host-4")["reason"] == "budget_spent"
+    names = {host: agent.name for host, agent in agents.items()}
+    assert stopped.result("host-4")["campaign"] == {"done": [names["host-0"]], "failed": sorted([names["host-1"], names["host-2"]])}
+    assert [agents[host].secret() for host in ("host-1", "host-2", "host-3", "host-4")] == [before[f"host-{number}"] for number in range(1, 5)]
+    assert found_in(stopped.output + stopped.events, [*before.values(), *(agent.secret() for agent in agents.values())]) == []
+
+    kept = agents["host-0"].secret()
+    again = controller.each(ROTATE, {host: rotation(agent, **campaign) for host, agent in agents.items()}).good()
+    assert again.result("host-0")["reason"] == "done_in_campaign"
+    assert agents["host-0"].secret() == kept
+    assert {again.result(host)["action"] for host in agents if host != "host-0"} == {"rotated"}
+    for agent in agents.values():
         agent.check_healthy()

@@ -96,6 +96,22 @@ def test_a_red_gate_brings_the_old_credential_back_where_that_can_be(kind: type[
     world.check()
 
 
+@pytest.mark.parametrize(("due", "action"), [(AGE, "resumed"), (ALWAYS, "rotated")])
+def test_an_agent_that_is_unwell_with_either_credential_is_judged_again_and_rotated_when_that_is_due(due: Due, action: str, tmp_path: Path) -> None:
+    world = World(tmp_path, ThroughVault)
+    world.enrol()
+    old, generation = world.process, world.receipt.generation
+    world.reds = 2
+    with pytest.raises(AgentsError) as failed:
+        world.rotate()
+    assert failed.value.facts["rolled_back"] is True
+    assert (world.receipt.generation, world.receipt.phase) == (generation, "ACTIVE")
+    world.disk.receipt = world.receipt.moved("ACTIVE", "unhealthy: unit_failed", 1).dump()  # as the gate notes it
+    done = world.rotate(due)
+    assert (done.action, world.process != old, world.receipt.phase) == (action, action == "rotated", "COMMITTED")
+    world.check()
+
+
 def test_vault_that_fails_in_the_middle_leaves_the_old_credential(tmp_path: Path) -> None:
     world = World(tmp_path, ThroughVault)
     world.enrol()
