@@ -275,23 +275,25 @@ class _Fleet:
         """Return the credential in Vault that the control plane accepts. Raises Rejected when it accepts none."""
         tried: list[Credential] = []
         detail = "there is none"
-        known_id = agent.agent_id
+        known_id = agent.agent_id or _id_in_vault(agent, seen) or self._id_of(session, agent)
         for path in agent.paths:
             names = {secret: name for name, secret in path.fields.items()}
             entry = seen[path.path]
             found = {secret: entry.fields[names[secret]] for secret in session.plane.secret_names if names.get(secret) in entry.fields}
             if set(found) != set(session.plane.secret_names):
                 continue
-            stored = entry.fields.get(names.get(AGENT_ID, ""))
-            known_id = known_id or (stored.reveal() if stored is not None else "") or self._id_of(session, agent)
             credential = Credential(known_id, found)
-            if any(other.secrets == credential.secrets for other in tried):
+            if credential in tried:
                 continue
             tried.append(credential)
             proof = session.plane.prove(Enrolment(agent.name), credential)
             if proof.accepted:
                 return credential
             detail = proof.detail or proof.how
+        if tried and not known_id:
+            raise Rejected(
+                f"the control plane does not accept its token ({detail}), and may need the agent's id with it, which nobody knows: give agent_id, keep it in "
+                "Vault (a field that names agent_id), give admin_token, or rotate it on its host.", reason="agent_id_unknown")
         raise Rejected(f"the control plane accepts no token that Vault holds for it ({detail}): run agent_register on its host.",
                        reason="no_accepted_credential")
 
@@ -405,6 +407,12 @@ def _answer(future: Future[t.Any]) -> t.Any:
     if error is None:
         return future.result()
     return Outcome("failed", "unexpected", f"An unexpected {type(error).__name__} came up; this agent may be half rotated: run again.")
+
+
+def _id_in_vault(agent: _Agent, seen: t.Mapping[str, VaultEntry]) -> str:
+    """Return the agent's id as one of its entries has it, an empty text where none does."""
+    stored = (seen[path.path].fields.get(name) for path in agent.paths for name, secret in path.fields.items() if secret == AGENT_ID)
+    return next((value.reveal() for value in stored if value is not None), "")
 
 
 def _for_vault(credential: Credential) -> dict[str, Secret]:

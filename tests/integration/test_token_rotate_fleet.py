@@ -95,6 +95,34 @@ def test_a_fleet_is_foretold_rotated_and_then_adopted_by_its_hosts_without_a_cha
     assert (again["changed"], again["counts"]["unchanged"]) == (False, SIZE)
 
 
+def test_the_id_that_a_token_needs_is_learnt_from_vault_and_missed_by_name(
+    world: World, versioned: ReferenceServer, agents: dict[str, Agent], controller: Controller,
+) -> None:
+    """Stacker as it ships looks a token up by the agent's id: one agent has it in Vault beside a copy of the token, the other nowhere."""
+    known, unknown = list(agents.values())[:2]
+    copy: dict[str, Any] = {"path": f"secret/data/copies/{known.name}", "fields": {"token": "token", "id": "agent_id"}}
+    world.bao.call("POST", copy["path"], {"data": {"token": known.secret(), "id": known.secret("agent_id")}})
+    options = fleet({"known": known, "unknown": unknown})
+    entries = [{name: value for name, value in entry.items() if name != "agent_id"} for entry in options["agents"]]
+    entries[0]["vault_paths"] = [*entries[0]["vault_paths"], copy]
+    old = known.secret()
+    done = run(controller, {**options, "agents": entries}).result("controller")
+    assert done["results"][known.name]["action"] == "rotated", done
+    assert (done["results"][unknown.name]["action"], done["results"][unknown.name]["reason"]) == ("failed", "agent_id_unknown")
+    assert unknown.in_vault() == [unknown.secret()] * 2
+    assert known.in_vault()[0] != old
+    written = world.bao.read(copy["path"])
+    assert written is not None
+    assert written["data"] == {"token": known.in_vault()[0], "id": known.secret("agent_id")}
+
+    world.quiet()
+    versioned.reset_counters()
+    adopted = controller.each(REGISTER, orders({"known": known, "unknown": unknown})).good()
+    assert (adopted.result("known")["reason"], adopted.result("unknown")["changed"]) == ("vault_credential", False)
+    known.check_healthy()
+    assert (world.mutations(), versioned.counters()["stacker"]["mutating"]) == ([], 0)
+
+
 def test_agents_that_do_not_follow_get_their_tokens_back(agents: dict[str, Agent], controller: Controller) -> None:
     """Half of the agents take their new token from Vault and are seen; the others never come back."""
     hosts = list(agents)
