@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +132,30 @@ def test_a_collector_s_rotation_that_fails_anywhere_is_undone_or_made_good_and_s
     assert {name: found[:3] for name, found in held().items()} == {name: found[:3] for name, found in before.items()}
     secrets = ["canary-wrong-secret-51f0", *(secret for host in collectors.values() for secret in host.secrets)]
     assert found_in("".join(play.output + play.events for play in (refused, sealed, made_good, red)), secrets) == []
+
+
+def test_the_playbook_tries_one_host_first_and_stops_there_when_it_fails(
+    collectors: dict[str, pganalytics.Host], controller: Controller, tmp_path: Path,
+) -> None:
+    """The first host was never enrolled, so that its rotation is refused; the others would have been next."""
+    hosts = {"a-bare": pganalytics.Host(collectors["shipped-fast"].analytics, "shipped", tmp_path / "bare"), **collectors}
+    variables = {
+        name: {
+            "ansible_connection": "local", "agent_become": False, "agent_control_plane": "pganalytics", "agent_control_plane_url": host.server.url,
+            "agent_ca_cert": str(host.analytics.ca_file), "agent_name": host.name, "agent_store": str(host.directory / "store"), "agent_username": "ops",
+            "agent_password": pganalytics.PASSWORD, "agent_registration_secret": pganalytics.DEFAULT_SECRET, "agent_hostname": f"{host.name}.example.com",
+            "rotation_when": ["always"],
+        } for name, host in hosts.items()}
+    inventory = tmp_path / "inventory.json"
+    inventory.write_text(json.dumps({"agents": {"hosts": variables}}))
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(inventory), "muster.agents.rotate"], env=controller.environment(), cwd=tmp_path,
+        capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode != 0
+    assert "is not enrolled at" in done.stdout, done.stdout
+    recap = done.stdout.partition("PLAY RECAP")[2]
+    assert [name for name in hosts if name in recap] == ["a-bare"], recap
+    assert collectors["shipped-fast"].analytics.mutations() == []
 
 
 @pytest.fixture
