@@ -34,7 +34,7 @@ unit: ## Unit tests on every supported ansible-core
 integration: ## Integration tests against the reference control plane and OpenBao, on every supported ansible-core
 	@$(gates) --only integration
 
-faults: ## The crash matrix: every step of enrolment and rotation, ended in every way (make faults FAULTS="--transaction rotate --end kill")
+faults: ## Every step of enrolment and rotation ended in every way, random kills, downtime (make faults FAULTS="--part random --kills 5 --seed 7")
 	@python=$$($(PYTHON) -m world.venvs 2.19) && exec "$$python" -m faults.launch $(FAULTS)
 
 molecule: ## Molecule scenarios on systemd hosts

@@ -1,9 +1,10 @@
 # Copyright (c) 2026, muster.agents contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a rotation costs the agent's own requests: an agent under systemd sends them without a pause, its token is rotated again and again.
+"""What a rotation costs: a client sends commands through an agent under systemd all the while, and the agent's token is rotated again and again.
 
-The control plane's request log is the witness: which of the agent's requests it refused, and how long from a refusal to the next that it accepted.
+The control plane's request log is the witness: which requests of the agent it refused, and how long it took from a refusal to the next that it accepted.
+What the client sent and the agent did not report in the end is counted too.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import base64
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
+import threading
+import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,10 +32,13 @@ from reference_server.client import ReferenceServer, Tls, VaultLink
 from world import OpenBao
 from world.ca import CertificateAuthority
 from world.hosts import Fleet
+from world.processes import wait_until
 
 NETWORK, GATEWAY = "10.231.24.0/24", "10.231.24.1"
 POLL = 2.0
-_SLACK = 1.5  # an agent that asks once a second is told so much later that it is accepted again
+_SLACK = 1.5  # the agent's own round of requests and the refresh itself
+_USER = ("ops@example.com", "correct-horse-battery")
+_PAUSE = 0.2
 _ENVIRONMENT = """\
 AGENT_ID={{ muster_agent.agent_id }}
 AGENT_TOKEN={{ muster_secret.token }}
@@ -74,18 +81,20 @@ CASES = (
 
 @dataclass(frozen=True)
 class Served:
-    """What became of the agent's requests in one case. longest is in seconds."""
+    """What became of the requests in one case. commands were sent by the client, done is how many the agent reported; longest is in seconds."""
 
     case: Case
     rotated: int
     requests: int
     refused: int
     longest: float
+    commands: int = 0
+    done: int = 0
 
     @property
     def good(self) -> bool:
         """Whether that is within the bound of the case."""
-        return self.requests > 0 and (self.refused == 0 if self.case.bound == 0 else self.longest <= self.case.bound)
+        return self.commands > 0 and self.done == self.commands and (self.refused == 0 if self.case.bound == 0 else self.longest <= self.case.bound)
 
 
 def rotations(directory: Path, count: int) -> Iterator[Served]:
@@ -105,6 +114,7 @@ def rotations(directory: Path, count: int) -> Iterator[Served]:
             folder.mkdir()
             with ReferenceServer.start(
                 case.server, tls=Tls(str(pair.cert), str(pair.key)), vault=link, listen=("127.0.0.1:0", f"{GATEWAY}:0"),
+                arguments=("--user", ":".join(_USER)),
             ) as server:
                 deployment = Deployment(fleet, fleet.hosts[0], server, authority.ca_file, folder, case.face)
                 try:
@@ -133,12 +143,55 @@ def _played(deployment: Deployment, case: Case, bao: OpenBao, count: int) -> Ser
     if passed.get("failed"):
         raise RuntimeError(f"did not pass the gate: {passed.get('msg')}")
     before = len(deployment.server.log)
+    client = _Client(deployment)
+    client.start()
     gate = {"units": UNITS[case.face], "health_url": HEALTH_URL, "attempts": 60, "delay": 0.5}
-    done = _many(deployment, {**options, **gate, "nudge": case.nudge, "when": ["always"]}, count)
+    try:
+        done = _many(deployment, {**options, **gate, "nudge": case.nudge, "when": ["always"]}, count)
+    finally:
+        client.stop()
     wrong = [result for result in done if result.get("action") != "rotated"]
     if wrong:
         raise RuntimeError(f"{len(wrong)} of {len(done)} rotations failed, the first with: {wrong[0].get('msg')}")
-    return measure(case, len(done), deployment.server.log[before:], deployment.name)
+    wait_until(lambda: client.done() >= client.sent, 30, 0.5)
+    return replace(measure(case, len(done), deployment.server.log[before:]), commands=client.sent, done=client.done())
+
+
+class _Client(threading.Thread):
+    """A user who sends the agent commands through the control plane, without a pause."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        super().__init__(daemon=True)
+        self._deployment = deployment
+        self._context = ssl.create_default_context(cafile=str(deployment.ca_file))
+        self._ended = threading.Event()
+        self.sent = 0
+        deployment.server.own(deployment.name, _USER[0])
+        session = self._call("/api/v1/agent/login", {"email": _USER[0], "password": _USER[1]})
+        self._headers = {"Authorization": f"Bearer {session['session_token']}"}
+
+    def run(self) -> None:
+        """Send until stopped."""
+        while not self._ended.wait(_PAUSE):
+            self._call("/api/v1/agent/commands/enqueue", {"deployment_hash": self._deployment.name, "command_type": "noop"}, **self._headers)
+            self.sent += 1
+
+    def stop(self) -> None:
+        """Send nothing more."""
+        self._ended.set()
+        self.join()
+
+    def done(self) -> int:
+        """How many commands the agent reported."""
+        return sum(line["class"] == "agent" and line["path"].endswith("/commands/report") and line["status"] == "200"
+                   for line in self._deployment.server.log)
+
+    def _call(self, path: str, body: Mapping[str, Any], **headers: str) -> dict[str, Any]:
+        request = urllib.request.Request(
+            f"{self._deployment.server.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json", **headers})
+        with urllib.request.urlopen(request, timeout=20, context=self._context) as answer:
+            told: dict[str, Any] = json.loads(answer.read())
+        return told
 
 
 def _many(deployment: Deployment, options: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
@@ -163,13 +216,13 @@ def _many(deployment: Deployment, options: Mapping[str, Any], count: int) -> lis
     return results
 
 
-def measure(case: Case, rotated: int, log: Iterable[Mapping[str, Any]], name: str) -> Served:
+def measure(case: Case, rotated: int, log: Iterable[Mapping[str, Any]]) -> Served:
     """Count the agent's own requests in the control plane's *log*, and find the longest time for which it was refused."""
-    asked = [line for line in log if line["class"] == "agent" and line["path"].endswith(f"/commands/wait/{name}")]
+    asked = [line for line in log if line["class"] == "agent"]
     refused, longest, since = 0, 0.0, None
     for line in asked:
         moment = datetime.fromisoformat(line["time"].replace("Z", "+00:00"))
-        if not isinstance(line["status"], int) or line["status"] >= 400:  # as shipped, a token that Vault does not hold is a bad request
+        if str(line["status"]).startswith("4"):  # as shipped, a token that Vault does not hold is a bad request
             refused += 1
             since = since or moment
         elif since is not None:

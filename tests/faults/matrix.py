@@ -45,13 +45,33 @@ POINTS = {
                "after_nudge", "before_commit", "after_commit", "after_gate"),
     "back": ("before_rollback", "after_vault_back", "after_rollback"),
 }
+# Which failure point of the two tables (first enrolment F0 to F16, rotation R0 to R12) each of them is.
+ROWS = {
+    "enrol": ("F0", "F1", "F1", "F5", "F6", "F6", "F7", "F7", "F9", "F10"),
+    "commit": ("F11", "F12"),
+    "rotate": ("R0", "R0", "R0", "R1", "R3", "R4", "R4", "R4", "R5", "R5", "R8", "R8", "R8"),
+    "back": ("R6", "R7", "R7"),
+}
+# What is no cell: not a step of ours at which a run can end, but something that a server, another run or the operator does.
+ELSEWHERE = {
+    "F2, F3, F4": "answers lost, failed or cut short after the server committed: tests/integration/test_agent_register_crashes.py",
+    "F8": "the server's own late write to Vault: tests/integration/test_agent_register_crashes.py",
+    "F13": "two runs on one identity: tests/integration/test_agent_register_crashes.py, tests/unit/plugins/test_rotation.py",
+    "F14": "a host that was rebuilt: the column host-rebuilt; who may take it over: tests/integration/test_agent_register_adoption.py",
+    "F15": "a record that the control plane lost: tests/integration/test_agent_register_adoption.py",
+    "F16": "a bad bootstrap credential: tests/integration/test_bootstrap.py",
+    "R2, R9": "credentials that the control plane issues and takes back: tests/unit/plugins/test_rotation.py, which ends a run at every effect",
+    "R10": "a token that somebody else wrote to Vault meanwhile: tests/unit/plugins/test_rotation.py",
+    "R11": "a clock that is off: tests/integration/test_agent_register_bad_input.py; which credential is good is decided by use, never by a date",
+    "R12": "a spent failure budget: tests/integration/test_token_rotate.py, test_token_rotate_fleet.py",
+}
 DISTURBANCES = ("disk-full", "read-only", "unreachable")
 ENDS = ("kill", "exception", *DISTURBANCES)
 NEXT = ("same-controller", "new-controller", "host-rebuilt")
 _SIZE = "6m"
 _HEALTH_OPTIONS = ("control_plane", "url", "ca_cert", "name", "store", "delivery")
 
-__all__ = ["CONNECTIONS", "ENDS", "HEALTH", "MODULES", "NEXT", "POINTS", "ROTATE", "Cell", "Played", "cells", "play", "sample"]
+__all__ = ["CONNECTIONS", "ELSEWHERE", "ENDS", "HEALTH", "MODULES", "NEXT", "POINTS", "ROTATE", "Cell", "Played", "cells", "play", "sample"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +90,11 @@ class Cell:
     def name(self) -> str:
         """How it is called, in the output and as a host."""
         return "-".join((self.transaction, self.point, self.end, self.next, self.contract, self.way)).replace("_", "-")
+
+    @property
+    def row(self) -> str:
+        """The failure point that this is."""
+        return ROWS[self.transaction][POINTS[self.transaction].index(self.point)]
 
     @property
     def fault(self) -> str:
