@@ -48,6 +48,9 @@ _MAX_BYTES = 1024 * 1024  # of one server's words; OpenSSL itself takes certific
 _MAX_LINE = 4096
 _MAX_LINES = 100
 _SLOT_SECONDS = 0.1  # so long does a connection count as a new one
+_MAX_TURNS = 10  # of as many seconds, while we are late ourselves
+_TICK = 0.05  # seconds between two looks at how late we are ourselves
+_LATE = 0.02  # seconds that any process may be late
 _GRACE = 0.2  # seconds that any wait may take, so that our own being busy is not taken for a server's silence
 _FAREWELL = 1.0  # seconds to wait for what a server says to our client certificate
 _FIRST_PAUSE = 0.1
@@ -130,6 +133,38 @@ def probe(targets: t.Sequence[Target], *, timeout: float = 5.0, retries: int = 2
     return asyncio.run(_Probe(timeout, retries, concurrency).all(targets))
 
 
+class _OwnTime:
+    """Time without what our own being busy, or a busy machine, took from everybody: a server is not silent for as long as we do not listen."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._lost = 0.0
+        self._late = False
+        self._expect()
+
+    def _expect(self) -> None:
+        self._due = self._loop.time() + _TICK
+        self._tick = self._loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        late = self._loop.time() - self._due
+        self._late = late > _LATE
+        self._lost += max(0.0, late - _LATE)
+        self._expect()
+
+    def now(self) -> float:
+        """Return seconds on a clock that stands still while we are late."""
+        return min(self._loop.time(), self._due + _LATE) - self._lost
+
+    def is_late(self) -> bool:
+        """Say whether we were late at the last look."""
+        return self._late
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._tick.cancel()
+
+
 class _Probe:
     """One run over many targets."""
 
@@ -146,7 +181,11 @@ class _Probe:
         self._begun = asyncio.Semaphore(self._concurrency)
         self._open = asyncio.Semaphore(_allow_files(len(targets)))
         self._resolvers = asyncio.Semaphore(_RESOLVERS)
-        return list(await asyncio.gather(*(self._target(target) for target in targets)))
+        self._time = _OwnTime()
+        try:
+            return list(await asyncio.gather(*(self._target(target) for target in targets)))
+        finally:
+            self._time.stop()
 
     async def _target(self, target: Target) -> list[Sight]:
         try:
@@ -160,27 +199,22 @@ class _Probe:
     async def _address(self, target: Target, address: str, context: ssl.SSLContext) -> Sight:
         async with self._open:
             await self._begun.acquire()
-            loop = asyncio.get_running_loop()
-            # Whoever is slow soon stops counting as new, so that silent servers do not hold up the others.
-            release = loop.call_later(_SLOT_SECONDS, self._begun.release)
+            slot = _Slot(self._begun, self._time)
             try:
                 return await self._tries(target, address, context)
             finally:
-                if not release.cancelled() and release.when() > loop.time():
-                    release.cancel()
-                    self._begun.release()
+                slot.release()
 
     async def _tries(self, target: Target, address: str, context: ssl.SSLContext) -> Sight:
-        loop = asyncio.get_running_loop()
-        deadline, pause = loop.time() + self._timeout, _FIRST_PAUSE
+        deadline, pause = self._time.now() + self._timeout, _FIRST_PAUSE
         for number in range(1, self._retries + 2):
-            seen = await _Conversation(target, address, deadline, context).sight(number)
-            if seen.chain or seen.reason not in _PASSING or number > self._retries or loop.time() + pause >= deadline:
+            seen = await _Conversation(target, address, deadline, context, self._time).sight(number)
+            if seen.chain or seen.reason not in _PASSING or number > self._retries or self._time.now() + pause >= deadline:
                 break
             await asyncio.sleep(pause)
             pause *= 2
         if target.staple and seen.chain:
-            return replace(seen, staple=await _Conversation(target, address, deadline, self._plain_context()).staple())
+            return replace(seen, staple=await _Conversation(target, address, deadline, self._plain_context(), self._time).staple())
         return seen
 
     async def _resolve(self, host: str, port: int) -> list[str]:
@@ -214,6 +248,35 @@ class _Probe:
         if key not in self._contexts:
             self._contexts[key] = _client_context(*key)
         return self._contexts[key]
+
+
+class _Slot:
+    """A place among the connections that are begun. Whoever is slow soon stops counting, so that silent servers do not hold up the others.
+
+    While we are late ourselves a server may be slow for want of our answer, and more connections would make all of them later: there it counts longer.
+    """
+
+    def __init__(self, places: asyncio.Semaphore, time: _OwnTime) -> None:
+        self._places = places
+        self._time = time
+        self._held = True
+        self._turns = 0
+        self._loop = asyncio.get_running_loop()
+        self._end = self._loop.call_later(_SLOT_SECONDS, self._over)
+
+    def _over(self) -> None:
+        self._turns += 1
+        if self._time.is_late() and self._turns < _MAX_TURNS:
+            self._end = self._loop.call_later(_SLOT_SECONDS, self._over)
+        else:
+            self.release()
+
+    def release(self) -> None:
+        """Make room, once."""
+        self._end.cancel()
+        if self._held:
+            self._held = False
+            self._places.release()
 
 
 class _Wire(asyncio.Protocol):
@@ -251,10 +314,11 @@ class _Wire(asyncio.Protocol):
 class _Conversation:
     """One connection to one address: connect, ask for TLS where the protocol wants that, shake hands, leave."""
 
-    def __init__(self, target: Target, address: str, deadline: float, context: ssl.SSLContext) -> None:
+    def __init__(self, target: Target, address: str, deadline: float, context: ssl.SSLContext, time: _OwnTime) -> None:
         self._target = target
         self._address = address
         self._deadline = deadline
+        self._time = time
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._wire = _Wire()
@@ -357,29 +421,38 @@ class _Conversation:
     # -- steps
 
     async def _connect(self) -> None:
-        left = max(self._deadline - self._loop.time(), _GRACE)
+        made = asyncio.ensure_future(self._loop.create_connection(lambda: self._wire, self._address, self._target.port))
         try:
-            made = self._loop.create_connection(lambda: self._wire, self._address, self._target.port)
-            self._transport, _protocol = await asyncio.wait_for(made, left)
-        except asyncio.TimeoutError:
-            raise _Trouble("timeout", "no connection in time: a firewall, a wrong address, or a machine that is down") from None
+            while not made.done() and self._left() > 0:
+                await asyncio.wait({made}, timeout=max(self._left(), _GRACE))
+            if not made.done():
+                raise _Trouble("timeout", "no connection in time: a firewall, a wrong address, or a machine that is down")
+            self._transport, _protocol = made.result()
         except OSError as error:
             raise _connect_trouble(error) from None
         except (UnicodeError, ValueError, OverflowError):
             raise _Trouble("unresolvable", f"{self._address} is no address") from None
+        finally:
+            made.cancel()
+
+    def _left(self) -> float:
+        """Return the seconds that are left for this address."""
+        return self._deadline - self._time.now()
 
     async def _more(self, had: int) -> None:
         """Wait until there are more than *had* unread bytes. Raises _Trouble at the end of time or connection, and for too many words."""
         data = bytes(self._wire.data)
         self._wire.data.clear()
-        came = await self._wire.news(max(self._deadline - self._loop.time(), _GRACE))
+        came = await self._wire.news(max(self._left(), _GRACE))
+        while not came and self._left() > 0:
+            came = await self._wire.news(max(self._left(), _GRACE))
         fresh = len(self._wire.data)
         self._wire.data[:0] = data
         if self._wire.total > _MAX_BYTES:
             raise _Trouble("not_tls", f"more than {_MAX_BYTES} bytes came and no handshake was done")
         if fresh:
             # A server that drips byte by byte must not keep us for ever.
-            if self._loop.time() > self._deadline + _GRACE * 5:
+            if self._left() < -_GRACE * 5:
                 raise _Trouble("timeout", "the server is too slow")
             return
         if not came:
@@ -435,7 +508,7 @@ class _Conversation:
         with contextlib.suppress(ssl.SSLError):
             tls.unwrap()
         self.send(outgoing.read())
-        end = self._loop.time() + min(_FAREWELL, max(self._deadline - self._loop.time(), _GRACE))
+        end = self._loop.time() + min(_FAREWELL, max(self._left(), _GRACE))
         while self._loop.time() < end:
             if not await self._wire.news(end - self._loop.time()):
                 return

@@ -202,7 +202,9 @@ options:
     elements: str
     default: []
   timeout:
-    description: Seconds for one address with all its tries, and for one revocation list or answer.
+    description:
+      - Seconds for one address with all its tries, and for one revocation list or answer.
+      - Moments in which the machine that looks was too busy to listen do not count, so that a server is not called silent for them.
     type: float
     default: 5.0
   retries:

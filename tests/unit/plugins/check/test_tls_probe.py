@@ -11,6 +11,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -298,3 +299,18 @@ def test_certificate_messages_that_are_cut_short_give_what_is_whole() -> None:
     newer = b"\x00\x00\x00\x15" + b"\x00\x00\x05first\x00\x02ab" + b"\x00\x00\x06second\x00\x00"
     assert _tls_probe._certificates_in(newer, tls13=True) == (b"first", b"second")
     assert ssl.TLSVersion.TLSv1_3 > ssl.TLSVersion.TLSv1_2
+
+
+@pytest.mark.thorough
+def test_servers_are_not_called_silent_for_our_own_being_slow(pair: tuple[Certified, tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them together take us several times as long as one of them may take to answer."""
+    heard = _tls_probe._Handshake.note
+
+    def slowly(notes: Any, *message: Any) -> None:
+        time.sleep(0.02)
+        heard(notes, *message)
+
+    monkeypatch.setattr(_tls_probe._Handshake, "note", slowly)
+    with TlsServer(*pair[1]) as server:
+        seen = probe([Target("127.0.0.1", server.port)] * 40, timeout=0.4, retries=0)
+    assert {sight.reason for (sight,) in seen} == {"ok"}
