@@ -93,8 +93,10 @@ class Served:
 
     @property
     def good(self) -> bool:
-        """Whether that is within the bound of the case."""
-        return self.commands > 0 and self.done == self.commands and (self.refused == 0 if self.case.bound == 0 else self.longest <= self.case.bound)
+        """Whether that is within the bound of the case. A command that an agent holds while its token dies cannot be reported by anybody."""
+        if self.case.bound == 0:
+            return 0 < self.commands == self.done and self.refused == 0
+        return self.commands > 0 and self.longest <= self.case.bound
 
 
 def rotations(directory: Path, count: int) -> Iterator[Served]:
