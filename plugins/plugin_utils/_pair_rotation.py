@@ -166,8 +166,12 @@ class PairRotation(Rotation):
         return super()._deliver(look, new, old)
 
     def _read_by_the_agent(self) -> None:
-        if self.wish.nudge != "none" and self.wish.gate.units:
+        if self.wish.nudge == "none" or not self.wish.gate.units:
+            return
+        try:
             self._renewal.settle()
+        except AgentsError as error:  # what was proved stands
+            self._warnings.append(f"The next deploy restarts the agent once more, since the host could not note that it has read its pair: {error.msg}")
 
     # -- the way back ----------------------------------------------------------------------------------------------------------------------
 
