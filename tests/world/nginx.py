@@ -37,7 +37,10 @@ def nginx_program() -> str:
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         # An account of apt's own fetches, and has to get in.
         Path(folder).chmod(0o755)
-        done = subprocess.run(["apt-get", "download", "--quiet", "nginx"], cwd=folder, capture_output=True, text=True, check=False)
+        done = _download(folder)
+        if done.returncode:  # a machine that has never asked what packages there are, or long ago
+            subprocess.run(["apt-get", "update", "--quiet"], capture_output=True, check=False)
+            done = _download(folder)
         packages = sorted(Path(folder).glob("nginx_*.deb"))
         if done.returncode or not packages:
             raise WorldError(f"`apt-get download nginx` failed: {done.stderr.strip()[-300:]}", remedy)
@@ -45,6 +48,10 @@ def nginx_program() -> str:
         with contextlib.suppress(OSError):  # somebody else was faster
             Path(folder, "tree").rename(kept)
     return str(program)
+
+
+def _download(folder: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["apt-get", "download", "--quiet", "nginx"], cwd=folder, capture_output=True, text=True, check=False)
 
 
 @dataclass(frozen=True)
