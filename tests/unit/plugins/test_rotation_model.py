@@ -25,6 +25,7 @@ from ansible_collections.muster.agents.plugins.plugin_utils import _enrolment, _
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import AgentsError
 
 PATIENCE = 60
+_OTHERS_FROM = 8  # of ten choices, so that the others are spread over both runs and what comes after them
 
 
 class Controller(threading.Thread):
@@ -96,13 +97,11 @@ class Play:
             controller.start()
             assert controller.stands.acquire(timeout=PATIENCE)
         for choice in schedule:
-            possible = [controller.step for controller in self.controllers if not controller.over] + self.others
-            if not possible:
-                break
-            chosen = possible[choice % len(possible)]
-            if chosen in self.others:
-                self.others.remove(chosen)
-            chosen()
+            running = [controller for controller in self.controllers if not controller.over]
+            if choice < _OTHERS_FROM and running:
+                running[choice % len(running)].step()
+            elif self.others:
+                self.others.pop(choice % len(self.others))()
         while any(not controller.over for controller in self.controllers):
             for controller in self.controllers:
                 if not controller.over:
@@ -147,7 +146,7 @@ def _played(kind: type[Server], second: str, by: str, schedule: t.Sequence[int])
         play.recover(by)
 
 
-SCHEDULES = st.lists(st.integers(0, 5), max_size=90)
+SCHEDULES = st.lists(st.integers(0, 9), min_size=20, max_size=90)
 
 
 @settings(max_examples=150, deadline=None)
