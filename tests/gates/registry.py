@@ -149,9 +149,9 @@ GATES: tuple[Gate, ...] = (
     # The same Python as 2.19 with another core, and another Python with yet another core.
     Gate("unit", "2.16", "ansible-core", _pytest("tests/unit", "-m", "not thorough and not coreless")),
     Gate("unit", "2.21", "ansible-core", _pytest("tests/unit", "-m", "not thorough")),
-    Gate("integration", "2.19", "ansible-core", _pytest("tests/integration"), minutes=30),
+    Gate("integration", "2.19", "ansible-core", _pytest("tests/integration"), minutes=40),
     # What does not depend on ansible-core is proved once, above.
     *(Gate("integration", core, "ansible-core", _pytest("tests/integration", "-m", "not thorough"), minutes=20) for core in ("2.16", "2.21")),
-    Gate("molecule", "tools", "molecule", _molecule, minutes=30),
+    Gate("molecule", "tools", "molecule", _molecule, minutes=40),
     Gate("demo", "demo", "ansible-core", _demo),
 )

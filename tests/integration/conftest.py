@@ -54,6 +54,8 @@ _WITH_EVERY_CORE: Mapping[str, tuple[str, ...]] = {
     "test_token_rotate.py": ("test_a_rotation_is_foretold_done_and_then_left_alone",),
     "test_token_rotate_crashes.py": (),
     "test_token_rotate_fleet.py": ("test_a_fleet_is_foretold_rotated_and_then_adopted_by_its_hosts_without_a_change_at_the_server",),
+    "test_token_rotate_pair.py": (),
+    "test_token_rotate_planes.py": (),
     "test_token_rotate_units.py": (),
     "test_vault_token_store.py": (
         "test_present_again_and_absent", "test_the_secrets_of_an_enrolled_agent_and_its_own_vault_token", "test_required_options_are_named"),
