@@ -23,11 +23,12 @@ from ansible_collections.muster.agents.plugins.module_utils._credential_store im
 from ansible_collections.muster.agents.plugins.module_utils._receipt import Intent, Receipt, ReceiptError
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret, new_key, open_sealed, register_with_core, seal
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import Ambiguous, Busy, HostFailure
-from ansible_collections.muster.agents.plugins.plugin_utils._host_scripts import END, START, deliver_script, look_script
+from ansible_collections.muster.agents.plugins.plugin_utils._host_scripts import END, START, deliver_script, look_script, nudge_script
 
 __all__ = ["Host", "Look", "controller_identity", "holder_is_dead", "require_controller", "require_free"]
 
 _MODULE = "muster.agents.credential_store"
+_SYSTEMD = "ansible.builtin.systemd_service"
 _AGENT_ID = "agent_id"
 _REMEDIES = {
     "not_writable": "{place} cannot be written on the host: use become: true, or give a store directory that root can write.",
@@ -120,6 +121,22 @@ class Host:
             result = self._action._execute_module(module_name=module, module_args=dict(args), task_vars=self._task_vars)
         return dict(result)
 
+    def nudge(self, verb: str, units: t.Sequence[str]) -> None:
+        """Let systemd ``restart`` or ``reload`` the *units*, which starts those that are down. Raises HostFailure (nudge_failed).
+
+        A script where scripts serve this host: while a token that has no successor yet is on its way to a process, each second counts.
+        """
+        require_controller()
+        if self._way == "module":
+            for unit in units:
+                answer = self.execute(_SYSTEMD, {"name": unit, "state": f"{verb}ed"})
+                if answer.get("failed"):
+                    raise _not_nudged(verb, unit, str(answer.get("msg") or ""))
+            return
+        code, output, errors = self._run(nudge_script(verb, units), None)
+        if code != 0 or END not in output.splitlines():
+            raise _not_nudged(verb, " or ".join(units), errors or output)
+
     def _scriptable(self) -> bool:
         connection = self._action._connection
         return bool(getattr(connection, "has_pipelining", False)) and getattr(connection._shell, "SHELL_FAMILY", "sh") == "sh"
@@ -211,6 +228,11 @@ class _Unshown:
     def __exit__(self, *_exception: object) -> None:
         for context, value in zip(self._contexts, self._before):
             context.no_log = value
+
+
+def _not_nudged(verb: str, unit: str, said: str) -> HostFailure:
+    words = " ".join(said.split())[:300] or "no reason given"
+    return HostFailure(f"{unit} could not be {verb}ed on the host: {words}", reason="nudge_failed")
 
 
 def controller_identity() -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Sequence
 
 from ansible_collections.muster.agents.plugins.module_utils._atomic_file import temporary_name
 from ansible_collections.muster.agents.plugins.module_utils._credential_store import (
@@ -26,7 +27,7 @@ from ansible_collections.muster.agents.plugins.module_utils._credential_store im
     previous_name,
 )
 
-__all__ = ["END", "START", "deliver_script", "look_script"]
+__all__ = ["END", "START", "deliver_script", "look_script", "nudge_script"]
 
 START = "muster-start"
 END = "muster-end"
@@ -179,6 +180,12 @@ def deliver_script(delivery: Delivery) -> str:
     intent = "" if delivery.keep_intent else '"$r/intent" '
     lines.append(f'cd /; rm -rf {intent}"$r/stage" "$r"/.*.muster\nsay {END}\n')
     return "".join(lines)
+
+
+def nudge_script(verb: str, units: Sequence[str]) -> str:
+    """Return the script that lets systemd ``restart`` or ``reload`` the *units*, all at once; what is down is started."""
+    word = "restart" if verb == "restart" else "reload-or-restart"
+    return f"LC_ALL=C; export LC_ALL\nsystemctl {word} -- {' '.join(shlex.quote(unit) for unit in units)} 2>&1 && echo {END}\n"
 
 
 def _stage(index: int, item: StagedFile) -> str:

@@ -52,8 +52,6 @@ from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base
 __all__ = ["ASK_AGAIN", "Held", "Rotated", "Rotation", "RotationOrder", "Situation", "steps_as_result"]
 
 _ENROLLED = ("STORED", "ACTIVE", "COMMITTED", "ROTATING", "ROLLING_BACK")
-_SYSTEMD = "ansible.builtin.systemd_service"
-_NUDGES = {"restart": "restarted", "reload": "reloaded"}
 ASK_AGAIN = (0.2, 1.0)
 _PENDING = "generation "
 _CAME_BACK = "rolled back to generation "
@@ -540,15 +538,11 @@ class Rotation(Transaction):
 
     def _nudge(self) -> None:
         """Let the agent read its credential now. Raises HostFailure when a unit cannot be restarted."""
-        state = _NUDGES.get(self.wish.nudge)
         self._nudging = True
-        if state is None:
+        if self.wish.nudge == "none":
             return
-        for unit in self.wish.gate.units:
-            answer = self.parts.host.execute(_SYSTEMD, {"name": unit, "state": state})
-            if answer.get("failed"):
-                raise HostFailure(f"{unit} could not be {state} on the host: {str(answer.get('msg') or 'no reason given')[:300]}", reason="nudge_failed")
         if self.wish.gate.units:
+            self.parts.host.nudge(self.wish.nudge, self.wish.gate.units)
             self._note(self.wish.nudge, ", ".join(self.wish.gate.units))
         faults.reach("after_nudge")
 

@@ -309,10 +309,9 @@ class MemoryHost:
         if not delivery.keep_intent:
             disk.intent = None
 
-    def execute(self, module: str, args: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    def nudge(self, verb: str, units: t.Sequence[str]) -> None:
         """Restart the unit, which reads its file then."""
         self.world.effects.take("nudge", self.world.restart)
-        return {"changed": True}
 
 
 class ProcessGate:

@@ -22,7 +22,7 @@ from ansible_collections.muster.agents.plugins.module_utils._receipt import Inte
 from ansible_collections.muster.agents.plugins.module_utils._secrets import new_key
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import Ambiguous, HostFailure
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Host
-from ansible_collections.muster.agents.plugins.plugin_utils._host_scripts import END, START, deliver_script, look_script
+from ansible_collections.muster.agents.plugins.plugin_utils._host_scripts import END, START, deliver_script, look_script, nudge_script
 
 CANARY = "canary-7f3e-do-not-print"
 HARD = "/srv/it's a \"$HOME\" `id` $(id) ;\\%s/-rf *"
@@ -48,7 +48,7 @@ def _scripts() -> list[str]:
         Delivery(HARD, "", remove=(HARD,), remove_all=True), Delivery(HARD, ""), Delivery(HARD, "", files=files[:1]),
     ]
     looks = [look_script(request, facts=facts) for request in requests for facts in (True, False)]
-    return [*looks, *(deliver_script(delivery) for delivery in deliveries)]
+    return [*looks, *(deliver_script(delivery) for delivery in deliveries), nudge_script("restart", (HARD, "-n"))]
 
 
 @every_shell
@@ -79,6 +79,60 @@ def test_what_stands_in_a_process_list_holds_no_secret(tmp_path: Path) -> None:
     assert b"muster-start" in seen.read_bytes()
     assert CANARY.encode() not in seen.read_bytes()
     assert (tmp_path / "agent.env").read_bytes() == f"TOKEN={CANARY}".encode()
+
+
+# -- restarting what reads the credential -----------------------------------------------------------------------------------------------------
+
+
+def _host_with_systemctl(folder: Path, answer: str) -> tuple[Host, Path]:
+    """A host whose systemctl notes its arguments and ends with the shell command *answer*."""
+    tools, asked = folder / "tools", folder / "asked"
+    tools.mkdir()
+    (tools / "systemctl").write_text(f'#!/bin/sh\nprintf "%s|" "$@" >>{asked}\n{answer}\n')
+    (tools / "systemctl").chmod(0o755)
+    return Way("fast").host(folder / "store", environment={"PATH": f"{tools}:{os.environ['PATH']}"}), asked
+
+
+@pytest.mark.parametrize(("verb", "word"), [("restart", "restart"), ("reload", "reload-or-restart")])
+def test_all_units_are_restarted_by_one_command(tmp_path: Path, verb: str, word: str) -> None:
+    host, asked = _host_with_systemctl(tmp_path, "exit 0")
+    host.nudge(verb, ["agent.service", "-x; id"])
+    assert asked.read_text() == f"{word}|--|agent.service|-x; id|"
+
+
+def test_a_unit_that_does_not_restart_is_a_failure_with_what_systemd_said(tmp_path: Path) -> None:
+    host, _asked = _host_with_systemctl(tmp_path, "echo 'Job for agent.service failed.' >&2; exit 1")
+    with pytest.raises(HostFailure, match=r"agent\.service could not be restarted on the host: Job for agent\.service failed\.") as failure:
+        host.nudge("restart", ["agent.service"])
+    assert failure.value.reason == "nudge_failed"
+
+
+def test_a_connection_that_breaks_while_a_unit_restarts_is_a_failure(tmp_path: Path) -> None:
+    host, _asked = _host_with_systemctl(tmp_path, "kill -9 $PPID")
+    with pytest.raises(HostFailure, match="no reason given"):
+        host.nudge("restart", ["agent.service"])
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_without_scripts_the_module_of_ansible_core_restarts_each_unit(tmp_path: Path, failed: bool) -> None:
+    run: list[dict[str, t.Any]] = []
+
+    class Modules:
+        _play_context = _connection = None
+
+        def _execute_module(self, *, module_name: str, module_args: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+            run.append({module_name: module_args})
+            return {"failed": failed, "msg": "Unit not found."}
+
+    host = Way("module").host(tmp_path / "store")
+    _through(host, t.cast(Action, Modules()))
+    if failed:
+        with pytest.raises(HostFailure, match=r"a\.service could not be reloaded on the host: Unit not found\."):
+            host.nudge("reload", ["a.service", "b.service"])
+        assert len(run) == 1
+    else:
+        host.nudge("reload", ["a.service", "b.service"])
+        assert run == [{"ansible.builtin.systemd_service": {"name": name, "state": "reloaded"}} for name in ("a.service", "b.service")]
 
 
 # -- where a script cannot do it --------------------------------------------------------------------------------------------------------------
