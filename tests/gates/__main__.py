@@ -1,7 +1,7 @@
 # Copyright (c) 2026, muster.agents contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs gates one after another and prints one table: gate, version, result, seconds."""
+"""Runs gates and prints one table: gate, version, result, seconds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -24,6 +25,7 @@ from .place import Place
 from .registry import GATES, Gate, Step
 
 _TAIL_LINES = 60
+_running: set[subprocess.Popen[bytes]] = set()
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,26 @@ def _run_step(step: Step, gate: Gate, log: TextIO) -> bool:
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    _running.add(process)
     try:
         return process.wait(timeout=60 * gate.minutes) == 0
     except subprocess.TimeoutExpired:
         log.write(f"\nEnded: it took more than {gate.minutes} minutes.\n")
         return False
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        _running.discard(process)
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command and what it started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _run(gate: Gate, place: Place) -> Outcome:
+    print(f"{gate.title} ...", flush=True)
     started = time.monotonic()
     log_file = place.logs / f"{gate.title}.log"
     if find_python(VENVS[gate.venv].minors) is None:
@@ -149,14 +159,22 @@ def _acquire(lock: TextIO) -> None:
 
 
 def _run_all(gates: Sequence[Gate], place: Place) -> list[Outcome]:
-    """Run gates in order; without a built tarball nothing else makes sense."""
-    outcomes: list[Outcome] = []
-    for gate in gates:
-        print(f"{gate.title} ...", flush=True)
-        outcomes.append(_run(gate, place))
-        if gate.name == "build" and outcomes[-1].result != "passed":
-            break
-    return outcomes
+    """Run gates in order, and those that keep one core busy one after another beside the rest. Without a built tarball nothing else makes sense."""
+    first = [gate for gate in gates if gate.name == "build"]
+    built = [_run(gate, place) for gate in first]
+    if any(outcome.result != "passed" for outcome in built):
+        return built
+    later = [gate for gate in gates if gate not in first]
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        waiting = {gate.title: beside.submit(_run, gate, place) for gate in later if gate.one_core}
+        try:
+            inline = {gate.title: _run(gate, place) for gate in later if not gate.one_core}
+            return [*built, *(inline[gate.title] if gate.title in inline else waiting[gate.title].result() for gate in later)]
+        except BaseException:
+            beside.shutdown(wait=False, cancel_futures=True)
+            for process in tuple(_running):
+                _end(process)
+            raise
 
 
 if __name__ == "__main__":

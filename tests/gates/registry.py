@@ -36,7 +36,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Gate:
-    """``venv``: a key of world.venvs.VENVS whose programs come first on PATH. ``package``: whose version the table shows."""
+    """``venv``: a key of world.venvs.VENVS whose programs come first on PATH. ``package``: whose version the table shows.
+
+    ``one_core``: it never keeps more than one core busy, and runs beside the others.
+    """
 
     name: str
     venv: str
@@ -44,6 +47,7 @@ class Gate:
     steps: Callable[[Place, Path], list[Step]]
     note: str = ""
     minutes: int = 15
+    one_core: bool = False
 
     @property
     def title(self) -> str:
@@ -142,9 +146,9 @@ GATES: tuple[Gate, ...] = (
         _in("installed", "antsibull-docs", "lint-collection-docs", "--plugin-docs", "--validate-collection-refs=all", "."),
     ),
     Gate("galaxy-importer", "tools", "galaxy-importer", _galaxy_importer),
-    Gate("sanity", "2.16", "ansible-core", _sanity()),
-    Gate("sanity", "2.19", "ansible-core", _sanity()),
-    Gate("sanity", "2.21", "ansible-core", _sanity(hosts=("3.9",))),
+    Gate("sanity", "2.16", "ansible-core", _sanity(), one_core=True),
+    Gate("sanity", "2.19", "ansible-core", _sanity(), one_core=True),
+    Gate("sanity", "2.21", "ansible-core", _sanity(hosts=("3.9",)), one_core=True),
     Gate("unit", "2.19", "ansible-core", _pytest("tests/unit")),
     # The same Python as 2.19 with another core, and another Python with yet another core.
     Gate("unit", "2.16", "ansible-core", _pytest("tests/unit", "-m", "not thorough and not coreless")),
