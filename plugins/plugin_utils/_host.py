@@ -135,7 +135,8 @@ class Host:
             return
         code, output, errors = self._run(nudge_script(verb, units), None)
         if code != 0 or END not in output.splitlines():
-            raise _not_nudged(verb, " or ".join(units), errors or output)
+            # The script merges its own errors into the output; the other stream is the connection's, which talks there when asked to.
+            raise _not_nudged(verb, " or ".join(units), output or errors)
 
     def _scriptable(self) -> bool:
         connection = self._action._connection

@@ -10,7 +10,6 @@ then does the pair change its place, by one rename, and the agent is restarted. 
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 from ansible_collections.muster.agents.plugins.module_utils._credential_store import Delivery, StagedFile
@@ -19,12 +18,12 @@ from ansible_collections.muster.agents.plugins.module_utils._secrets import Secr
 from ansible_collections.muster.agents.plugins.plugin_utils import _faults as faults
 from ansible_collections.muster.agents.plugins.plugin_utils._adoption import AGENT_ID, CERTIFICATE, Candidate
 from ansible_collections.muster.agents.plugins.plugin_utils._enrolment import Order, Parts
-from ansible_collections.muster.agents.plugins.plugin_utils._errors import AgentsError, Ambiguous, InvalidInput, InvalidRequest
+from ansible_collections.muster.agents.plugins.plugin_utils._errors import AgentsError, InvalidInput
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Look
 from ansible_collections.muster.agents.plugins.plugin_utils._pair_renewal import PairRenewal
-from ansible_collections.muster.agents.plugins.plugin_utils._rotation import ASK_AGAIN, Held, Rotated, Rotation, RotationOrder, Situation
+from ansible_collections.muster.agents.plugins.plugin_utils._rotation import Held, Rotated, Rotation, RotationOrder, Situation
 from ansible_collections.muster.agents.plugins.plugin_utils._rotation_plan import Origin, RotationPlan
-from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Credential, Enrolment, Issued, Proof
+from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Credential, Issued, Proof
 
 __all__ = ["PairRotation"]
 
@@ -126,27 +125,17 @@ class PairRotation(Rotation):
 
     def _registered(self, new: Held) -> Held:
         """Register *new*. A lost answer is looked up by the next try, so that a certificate has one record."""
-        enrolment = replace(self.enrolment, certificate=_pem(new.credential))
+        enrolment, plane = replace(self.enrolment, certificate=_pem(new.credential)), self.parts.plane
+
+        def beside() -> Issued | None:
+            with plane.sessions.trial(plane.bootstrap_secret()):
+                return plane.reissue(enrolment, self._enrolled_id, self.attempt)
+
         faults.reach("before_issue")
-        issued = self._asked(enrolment)
+        issued = self._asked(beside, "register another pair")
         faults.reach("after_issue")
         self._note("register", "the certificate was registered beside the old one" if issued.created else "the certificate was registered already")
         return replace(new, credential=issued.credential)
-
-    def _asked(self, enrolment: Enrolment) -> Issued:
-        plane = self.parts.plane
-        for pause in (*ASK_AGAIN, None):
-            try:
-                with plane.sessions.trial(plane.bootstrap_secret()):
-                    issued = plane.reissue(enrolment, self._enrolled_id, self.attempt)
-                break
-            except Ambiguous:
-                if pause is None:
-                    raise
-                time.sleep(pause)
-        if issued is None:
-            raise InvalidRequest(f"{plane.http.url} offers no way to register another pair of {self.enrolment.name}.", reason="unsupported")
-        return issued
 
     def _keep_id(self, held: Held) -> None:
         """Note the id beside the certificate, which was on the host before it had one."""

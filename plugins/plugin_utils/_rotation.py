@@ -47,12 +47,12 @@ from ansible_collections.muster.agents.plugins.plugin_utils._rendering import Re
 from ansible_collections.muster.agents.plugins.plugin_utils._rotation_plan import Due, Origin, RotationPlan, State, judge
 from ansible_collections.muster.agents.plugins.plugin_utils._times import parse_time
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import VaultChange, VaultEntry, check_secret_names
-from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Credential, Proof
+from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Credential, Issued, Proof
 
-__all__ = ["ASK_AGAIN", "Held", "Rotated", "Rotation", "RotationOrder", "Situation", "steps_as_result"]
+__all__ = ["Held", "Rotated", "Rotation", "RotationOrder", "Situation", "steps_as_result"]
 
 _ENROLLED = ("STORED", "ACTIVE", "COMMITTED", "ROTATING", "ROLLING_BACK")
-ASK_AGAIN = (0.2, 1.0)
+_ASK_AGAIN = (0.2, 1.0)
 _PENDING = "generation "
 _CAME_BACK = "rolled back to generation "
 
@@ -383,18 +383,8 @@ class Rotation(Transaction):
     def _with_issued(self, look: Look, accepted: Held, plan: RotationPlan) -> Rotated:
         """Let the control plane issue a new credential, then go on with it."""
         faults.reach("before_issue")
-        issued = None
-        for pause in (*ASK_AGAIN, None):
-            try:
-                issued = self.parts.plane.rotate(self.enrolment, accepted.credential, self.attempt)
-                break
-            except Ambiguous:
-                # With overlap the old one is good and a further new one harmless; without, only a further new one helps.
-                if pause is None:
-                    raise
-                time.sleep(pause)
-        if issued is None:
-            raise InvalidRequest(f"{self.parts.plane.http.url} offers no way to rotate the credential of {self.enrolment.name}.", reason="unsupported")
+        # With overlap the old one is good and a further new one harmless; without, only a further new one helps.
+        issued = self._asked(lambda: self.parts.plane.rotate(self.enrolment, accepted.credential, self.attempt), "rotate the credential")
         faults.reach("after_issue")
         self.parts.spool.keep(issued.credential, accepted.extra)
         faults.reach("after_spool")
@@ -402,6 +392,20 @@ class Rotation(Transaction):
         self._note("issue", "a new credential was issued")
         new = Held(issued.credential, accepted.extra, 0, "issued")
         return self._guarded(look, new, accepted, plan, "rotated", plan.reason, proved=False)
+
+    def _asked(self, ask: t.Callable[[], Issued | None], what: str) -> Issued:
+        """Return what the control plane issues, asking again when an answer is lost. Raises InvalidRequest where it has no way to do *what*."""
+        for pause in (*_ASK_AGAIN, None):
+            try:
+                issued = ask()
+                break
+            except Ambiguous:
+                if pause is None:
+                    raise
+                time.sleep(pause)
+        if issued is None:
+            raise InvalidRequest(f"{self.parts.plane.http.url} offers no way to {what} of {self.enrolment.name}.", reason="unsupported")
+        return issued
 
     def _guarded(
         self, look: Look, new: Held, old: Held | None, plan: RotationPlan, action: str, reason: str, *, proved: bool,
