@@ -22,6 +22,7 @@ from world import OpenBao
 from world.ca import CertificateAuthority
 
 from .agents import CONTRACTS, World
+from .atlas import Atlas, atlases
 from .controller import Controller
 
 _COLLECTIONS = Path(str(_errors.__file__)).parents[5]
@@ -171,6 +172,21 @@ def world(_shared_world: World) -> Iterator[World]:
     _shared_world.quiet()
     yield _shared_world
     _shared_world.bao.unseal()
+
+
+@pytest.fixture(scope="session")
+def _shared_atlas(ca: CertificateAuthority, tls: Tls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Atlas]:
+    """One KubeAtlas of each contract for the session."""
+    with atlases(ca, tls, tmp_path_factory.mktemp("agents-ca")) as atlas:
+        yield atlas
+
+
+@pytest.fixture
+def atlas(_shared_atlas: Atlas) -> Atlas:
+    """The shared servers without records and faults, counting from zero."""
+    for server in _shared_atlas.servers.values():
+        server.reset()
+    return _shared_atlas
 
 
 @pytest.fixture

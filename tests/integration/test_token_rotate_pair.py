@@ -6,45 +6,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from reference_server.client import ReferenceServer, Tls
-from world.ca import CertificateAuthority
 from world.openbao import OpenBao
 
 from .agents import CONTRACTS, REGISTER, WAYS
+from .atlas import CLIENT_SECRET, PASSWORD, Atlas, Host, orders
 from .canary import found_in, found_in_files
 from .controller import Controller, for_each
-from .test_kubeatlas import CLIENT_SECRET, PASSWORD, Atlas, Host, orders
 
 ROTATE = "muster.agents.token_rotate"
 # Nothing runs on these hosts: the gate has the record at the control plane to judge, and the pair, which the host uses.
 QUIET: dict[str, Any] = {"capabilities": None, "seen": False, "attempts": 1, "delay": 0.2, "when": ["always"], "settle_timeout": 5}
 DEAD = "http://127.0.0.1:9/health"
-
-
-@pytest.fixture(scope="module")
-def _atlas(ca: CertificateAuthority, tls: Tls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Atlas]:
-    """Both contracts, and the CA that signs agents."""
-    agents_ca = CertificateAuthority(tmp_path_factory.mktemp("agents-ca"), "agents' CA")
-    asking = Tls(tls.cert, tls.key, client_ca=str(agents_ca.ca_file))
-    options = ["--plane", "kubeatlas", "--kubeatlas-user", f"olga:{PASSWORD}:olga@example.test", "--kubeatlas-client", f"kubeatlas-backend:{CLIENT_SECRET}"]
-    servers = {contract: ReferenceServer.start(contract, tls=asking, arguments=options) for contract in CONTRACTS}
-    yield Atlas(servers, ca, agents_ca)
-    for server in servers.values():
-        server.stop()
-
-
-@pytest.fixture
-def atlas(_atlas: Atlas) -> Atlas:
-    """The servers without records and faults."""
-    for server in _atlas.servers.values():
-        server.reset()
-    return _atlas
 
 
 def signer(atlas: Atlas) -> dict[str, Any]:

@@ -108,7 +108,8 @@ def test_a_unit_that_does_not_restart_is_a_failure_with_what_systemd_said(tmp_pa
 
 
 def test_what_the_connection_says_of_itself_does_not_hide_what_systemd_said(tmp_path: Path) -> None:
-    host, _asked = _host_with_systemctl(tmp_path, "echo 'debug1: channel 0' >/proc/$PPID/fd/2; echo 'Unit is masked.' >&2; exit 1")
+    host = Way("fast").host(tmp_path)
+    _through(host, _Saying("Unit is masked.\n", code=1, stderr="debug1: channel 0\n"))
     with pytest.raises(HostFailure, match=r"on the host: Unit is masked\."):
         host.nudge("restart", ["agent.service"])
 
