@@ -341,6 +341,8 @@ def _ids(item: StagedFile) -> tuple[int, int]:
 
 def _save_previous(root: str, files: t.Sequence[StagedFile]) -> None:
     folder, fresh = os.path.join(root, "previous"), os.path.join(root, "previous.new")
+    if not os.path.exists(folder) and not any(os.path.isfile(item.path) for item in files):
+        return
     shutil.rmtree(fresh, ignore_errors=True)
     os.mkdir(fresh, 0o700)
     for item in files:

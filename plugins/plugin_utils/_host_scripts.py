@@ -4,7 +4,8 @@
 
 """The fast way to the host's store: one POSIX shell script a visit (private to muster.agents).
 
-A Python module costs a host 150 to 220 ms, a script about 10. The scripts do what module_utils/_credential_store.py does, step by step, with
+A Python module costs a host 150 to 220 ms, a script about 20: what it costs is the programs it starts, so it starts none that the shell can do
+without, and none for what is not there. The scripts do what module_utils/_credential_store.py does, step by step, with
 coreutils, tar and flock; where one of those is missing they say so, and the module goes instead. Secrets travel on standard input and output only:
 what stands in the script, and so on a command line, are paths, modes and digests.
 """
@@ -31,7 +32,7 @@ __all__ = ["END", "START", "deliver_script", "look_script", "nudge_script"]
 
 START = "muster-start"
 END = "muster-end"
-_TOOLS = "base64 chmod chown cp date df find flock grep id mkdir mv rm sha256sum stat sync tail tar uname xargs"
+_TOOLS = "base64 chmod chown cp date df find flock grep mkdir mv rm sha256sum sync tail tar uname"
 _BLOCK = 512
 
 _HEAD = """\
@@ -49,28 +50,28 @@ case $(cp --version 2>/dev/null) in *GNU*|*uutils*) ;; *) say 'unfit cp'; exit 0
 """
 
 _PLACE = """\
-now=$(date +%s); say "time $now"; say "uid $(id -u)"
+now=$(date +%s); say "time $now"
 p=$r; while [ ! -d "$p" ]; do p=${p%/*}; [ -n "$p" ] || p=/; done
 if [ -w "$p" ]; then say 'writable yes'; else say 'writable no'; fi
-set -- $(df -Pk "$p" | tail -n 1); free=$4; say "free $free"
+set -- $(df -Pk / "$p"); disk=${11:-}; free=${17:-0}; say "free $free"  # seven words of head, six of a line, and / has no blank in its name
 """
 
 _INTENT = """\
 settled() {{
-  [ -f "$r/receipt.json" ] && grep -qE '^ "phase": "(ISSUED|STORED|ACTIVE|COMMITTED)"' "$r/receipt.json" && grep -qF {url_line} "$r/receipt.json"
+  [ -f "$r/receipt.json" ] && [ "$(grep -cxF {settled} "$r/receipt.json")" = 2 ]
 }}
 record() {{
   skew=$((now - {controller_time}))
   if [ "${{skew#-}}" -gt {max_skew} ]; then say 'intent clock_skew'; return 0; fi
   if [ "$free" -lt {min_free} ] && [ ! -e "$r/receipt.json" ]; then say 'intent disk_full'; return 0; fi
-  mkdir -p "$r" && chmod 700 "$r" && ( : >>"$r/lock" ) || return 1
+  if [ -d "$r" ]; then chmod 700 "$r"; else mkdir -p "$r"; fi && true >>"$r/lock" || return 1
   exec 9>>"$r/lock"; flock -w 10 9 || return 1
   attempt=; holder=; until=0
   [ -s "$r/intent" ] && IFS='\t' read -r attempt holder until _ <"$r/intent"
   case $until in ''|*[!0-9]*) attempt=; until=0;; esac
   if [ "$until" -gt "$now" ] && [ "$holder" != {me} ] && [ "$holder" != {takeover} ]; then say 'intent held'; return 0; fi
   [ -n "$attempt" ] || attempt={attempt}
-  rm -f "$r/.intent.muster"
+  if [ -e "$r/.intent.muster" ] || [ -L "$r/.intent.muster" ]; then rm -f "$r/.intent.muster"; fi
   printf '%s\\t%s\\t%s\\t%s\\n' "$attempt" {me} "$((now + {lease}))" {why} >"$r/.intent.muster" || return 1
   sync "$r/.intent.muster" && mv -fT "$r/.intent.muster" "$r/intent" && sync "$r" && say 'intent recorded'
 }}
@@ -82,11 +83,11 @@ attempt=
 """
 
 _FACTS = """\
-set -- $(uname -srm); say "fact os $1"; say "fact kernel_version $2"; say "fact arch $3"; say "fact hostname $(uname -n)"
+set -- $(uname -snrm); say "fact os $1"; say "fact hostname $2"; say "fact kernel_version $3"; say "fact arch $4"
 while read -r k v _; do [ "$k" = MemTotal: ] && say "fact memory_kib $v" && break; done </proc/meminfo
 read -r v _ </proc/uptime && say "fact uptime_seconds ${v%.*}"
 say "fact cpu_cores $(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 0)"
-set -- $(df -Pk / | tail -n 1); say "fact disk_free_kib $4"
+say "fact disk_free_kib $disk"
 if command -v docker >/dev/null 2>&1; then
   say "fact docker_version $(docker --version 2>/dev/null)"
   v=$(docker compose version --short 2>/dev/null) || v=$(docker-compose version --short 2>/dev/null) || v=
@@ -98,9 +99,11 @@ for c in docker rsync curl; do command -v "$c" >/dev/null 2>&1 && say "tool $c";
 _FILES = """\
 for f in {leftovers}; do if [ -e "$f" ] || [ -L "$f" ]; then say "leftover $f"; fi; done
 [ -d "$r/stage" ] && say "leftover $r/stage"
+set --
+for f in "$r/receipt.json" "$r/key" "$r/intent" "$r"/generations/*/* "$r"/previous/*; do [ ! -f "$f" ] || [ -L "$f" ] || set -- "$@" "$f"; done
+for f in {read}; do [ ! -f "$f" ] || set -- "$@" "$f"; done
 say files
-{{ find "$r/receipt.json" "$r/key" "$r/intent" "$r/generations" "$r/previous" -type f -size -{blocks} -print0
-   find -L {read} -maxdepth 0 -type f -size -{blocks} -print0; }} 2>/dev/null |
+[ $# -eq 0 ] || find -L "$@" -maxdepth 0 -type f -size -{blocks} -print0 2>/dev/null |
   tar -cPhf - --hard-dereference --null --no-recursion -T - 2>/dev/null | base64 -w 0
 say; say {end}
 """
@@ -111,8 +114,8 @@ fail() {{ rm -rf "$r/stage" {temporaries}; say "fail $*"; exit 0; }}
 full() {{ [ "$(set -- $(df -Pk "${{1%/*}}" 2>/dev/null | tail -n 1); echo "${{4:-99}}")" -lt 8 ]; }}
 stuck() {{ if full "$1"; then fail disk_full "$1"; else fail not_writable "$1"; fi; }}
 torn() {{ if full "$r/stage"; then fail disk_full "$r/stage"; else fail corrupt 'the delivery cannot be unpacked'; fi; }}
-mkdir -p "$r" 2>/dev/null || {{ say "fail not_writable $r"; exit 0; }}
-( : >>"$r/lock" ) 2>/dev/null || {{ say "fail not_writable $r"; exit 0; }}
+[ -d "$r" ] || mkdir -p "$r" 2>/dev/null || {{ say "fail not_writable $r"; exit 0; }}
+{{ true >>"$r/lock"; }} 2>/dev/null || {{ say "fail not_writable $r"; exit 0; }}
 exec 9>>"$r/lock"
 flock -w 10 9 || {{ say "fail locked $r"; exit 0; }}
 now=; if [ -f "$r/receipt.json" ]; then now=$(sha256sum <"$r/receipt.json"); now=${{now%% *}}; fi
@@ -120,11 +123,11 @@ now=; if [ -f "$r/receipt.json" ]; then now=$(sha256sum <"$r/receipt.json"); now
 """
 
 _UNPACK = """\
-rm -rf "$r/stage"; mkdir "$r/stage" 2>/dev/null || stuck "$r/stage"
+if [ -e "$r/stage" ] || [ -L "$r/stage" ]; then rm -rf "$r/stage"; fi
+mkdir "$r/stage" 2>/dev/null || stuck "$r/stage"
 cd "$r/stage" || fail not_writable "$r/stage"
 tar -xf - --no-same-owner 2>/dev/null || torn
 [ -f manifest ] && { [ ! -s manifest ] || sha256sum --status -c manifest 2>/dev/null; } || fail corrupt 'the delivery differs from its manifest'
-{ find . -type f -print0 | xargs -0 sync; } 2>/dev/null || stuck "$r/stage"
 """
 
 
@@ -133,13 +136,13 @@ def look_script(request: LookRequest, *, facts: bool) -> str:
     parts = [_HEAD.format(root=shlex.quote(request.root)), _FITNESS.format(start=START, tools=_TOOLS), _PLACE]
     if request.intent is not None:
         parts.append(_INTENT.format(
-            url_line=shlex.quote(f'"url": {json.dumps(request.url)}'), me=shlex.quote(request.intent.controller), takeover=shlex.quote(request.takeover),
+            settled=_settled_lines(request.url), me=shlex.quote(request.intent.controller), takeover=shlex.quote(request.takeover),
             attempt=shlex.quote(request.intent.attempt), lease=int(request.lease), why=shlex.quote(request.intent.why),
             controller_time=int(request.controller_time or 0), max_skew=MAX_SKEW if request.controller_time else 1 << 60,
             min_free=MIN_FREE_KIB, condition="" if request.force else "settled ||"))
     if facts:
         parts.append(_FACTS)
-    read = " ".join(shlex.quote(path) for path in request.read) or "/nonexistent"
+    read = " ".join(shlex.quote(path) for path in request.read)
     leftovers = " ".join(shlex.quote(temporary_name(path)) for path in request.read)
     parts.append(_FILES.format(leftovers=leftovers, read=read, blocks=MAX_FILE // _BLOCK + 1, end=END))
     return "".join(parts)
@@ -155,6 +158,11 @@ def deliver_script(delivery: Delivery) -> str:
     if delivery.remove_all:
         return "".join([*lines, _removal(delivery), f"say {END}\n"])
     lines.append(_UNPACK)
+    # The rendered files are synced where they are copied to.
+    durable = [f"g/{name}" for name, _content in delivery.secrets]
+    durable += [name for name, there in (("g", delivery.generation), ("receipt.json", delivery.receipt), ("key", delivery.key)) if there]
+    if durable:
+        lines.append(f'sync {" ".join(map(shlex.quote, durable))} 2>/dev/null || stuck "$r/stage"\n')
     lines += [_stage(index, item) for index, item in enumerate(delivery.files)]
     if temporaries:
         lines.append(f"sync {temporaries} || stuck {shlex.quote(delivery.files[0].path)}\n")
@@ -163,17 +171,18 @@ def deliver_script(delivery: Delivery) -> str:
     if delivery.generation:
         number = int(delivery.generation)
         lines.append(
-            f'mkdir -p "$r/generations" && sync g && mv -T g "$r/generations/{number}" && sync "$r/generations" || stuck "$r/generations/{number}"\n')
+            f'{{ [ -d "$r/generations" ] || mkdir "$r/generations"; }} && mv -T g "$r/generations/{number}" && sync "$r/generations" || '
+            f'stuck "$r/generations/{number}"\n')
     lines += [f"mv -fT {shlex.quote(temporary_name(item.path))} {shlex.quote(item.path)} || stuck {shlex.quote(item.path)}\n" for item in delivery.files]
     directories = sorted({os.path.dirname(item.path) for item in delivery.files})
     if directories:
         lines.append(f"sync {' '.join(shlex.quote(item) for item in directories)} || stuck {shlex.quote(directories[0])}\n")
     if delivery.remove:
         lines.append(f"rm -rf {' '.join(shlex.quote(item) for item in delivery.remove)}\n")
-    if delivery.key:
-        lines.append('[ -e "$r/key" ] || { mv -fT key "$r/key" && sync "$r"; } || stuck "$r/key"\n')
-    if delivery.receipt:
-        lines.append('mv -fT receipt.json "$r/receipt.json" && sync "$r" || stuck "$r/receipt.json"\n')
+    if delivery.key or delivery.receipt:
+        key = '[ -e "$r/key" ] || set -- key; ' if delivery.key else ""
+        receipt = 'set -- "$@" receipt.json; ' if delivery.receipt else ""
+        lines.append(f'set --; {key}{receipt}[ $# -eq 0 ] || {{ mv -f -t "$r" "$@" && sync "$r"; }} || stuck "$r/receipt.json"\n')
     if delivery.keep:
         kept = "|".join(str(int(number)) for number in delivery.keep)
         lines.append(f'for g in "$r"/generations/*; do case ${{g##*/}} in {kept}|*[!0-9]*) ;; *) rm -rf "$g";; esac; done\n')
@@ -186,6 +195,12 @@ def nudge_script(verb: str, units: Sequence[str]) -> str:
     """Return the script that lets systemd ``restart`` or ``reload`` the *units*, all at once; what is down is started."""
     word = "restart" if verb == "restart" else "reload-or-restart"
     return f"LC_ALL=C; export LC_ALL\nsystemctl {word} -- {' '.join(shlex.quote(unit) for unit in units)} 2>&1 && echo {END}\n"
+
+
+def _settled_lines(url: str) -> str:
+    """Return the options of grep that find two lines, no more, in a receipt which needs no intent: its phase, and its server's URL."""
+    values = [f' "phase": "{phase}"' for phase in ("ISSUED", "STORED", "ACTIVE", "COMMITTED")] + [f' "url": {json.dumps(url)}']
+    return " ".join(f"-e {shlex.quote(value + end)}" for value in values for end in ("", ","))
 
 
 def _stage(index: int, item: StagedFile) -> str:
@@ -215,11 +230,16 @@ def _directories(directory: str, mode: str) -> str:
 
 
 def _save_previous(files: tuple[StagedFile, ...]) -> str:
-    lines = ['rm -rf "$r/previous.new"; mkdir "$r/previous.new" || stuck "$r/previous.new"']
+    lines = [
+        f'set --; for f in {" ".join(shlex.quote(item.path) for item in files)}; do [ ! -f "$f" ] || set -- "$f"; done',
+        'if [ $# -gt 0 ] || [ -e "$r/previous" ]; then',
+        'if [ -e "$r/previous.new" ]; then rm -rf "$r/previous.new"; fi; mkdir "$r/previous.new" || stuck "$r/previous.new"',
+    ]
     for item in files:
         path, copy = shlex.quote(item.path), shlex.quote(previous_name(item.path))
         lines.append(f'[ ! -f {path} ] || cp -pT {path} "$r/previous.new/"{copy} || stuck "$r/previous.new"')
-    lines.append('rm -rf "$r/previous"; mv -T "$r/previous.new" "$r/previous" && sync "$r" || stuck "$r/previous"')
+    lines.append('if [ -e "$r/previous" ]; then rm -rf "$r/previous"; fi; mv -T "$r/previous.new" "$r/previous" && sync "$r" || stuck "$r/previous"')
+    lines.append("fi")
     return "\n".join(lines) + "\n"
 
 

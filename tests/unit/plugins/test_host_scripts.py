@@ -81,6 +81,55 @@ def test_what_stands_in_a_process_list_holds_no_secret(tmp_path: Path) -> None:
     assert (tmp_path / "agent.env").read_bytes() == f"TOKEN={CANARY}".encode()
 
 
+# -- what a visit costs --------------------------------------------------------------------------------------------------------------------
+
+
+def _watched(folder: Path) -> tuple[dict[str, str], Path]:
+    """An environment whose programs note their calls, and where they note them."""
+    tools, calls = folder / "watched", folder / "calls"
+    tools.mkdir()
+    for name in _PROGRAMS.split():
+        (tools / name).write_text(f'#!/bin/sh\nprintf "%s\\n" "{name} $*" >>{calls}\nexec {shutil.which(name)} "$@"\n')
+        (tools / name).chmod(0o755)
+    return {"PATH": f"{tools}:{os.environ['PATH']}"}, calls
+
+
+_PROGRAMS = "base64 chmod chown cp date df find flock getconf grep mkdir mv rm sha256sum stat sync tail tar uname xargs"
+
+
+def test_a_visit_starts_no_program_that_it_could_do_without(tmp_path: Path) -> None:
+    environment, calls = _watched(tmp_path)
+    host = Way("fast").host(tmp_path / "store", environment=environment)
+    target = str(tmp_path / "agent.env")
+
+    def started() -> list[str]:
+        names = sorted(line.split()[0] for line in calls.read_text().splitlines())
+        calls.unlink()
+        return names
+
+    look = host.look((target,), facts=True, intent=Intent("a", "b:1", 0, "enrol"), will_deliver=True)
+    assert started() == sorted("cp date df flock mkdir sync mv sync uname getconf find tar base64".split())
+    host.deliver(delivery_of(Path(host.root), look, token=b"one", files=[StagedFile(target, b"TOKEN=one")], save_previous=True))
+    assert started() == sorted(
+        "flock mkdir tar sha256sum sync chown chmod cp sync mkdir mv sync mv sync mv sync rm".split())
+    host.look((target,), facts=True, intent=Intent("a", "b:1", 0, "enrol"), url=URL)
+    assert started() == sorted("cp date df grep uname getconf find tar base64".split())
+
+
+def test_a_script_has_everything_on_disk_before_it_is_named(tmp_path: Path) -> None:
+    environment, calls = _watched(tmp_path)
+    host = Way("fast").host(tmp_path / "store", environment=environment)
+    target, root = str(tmp_path / "agent.env"), host.root
+    host.deliver(delivery_of(Path(root), host.look(will_deliver=True), token=b"one", files=[StagedFile(target, b"TOKEN=one")]))
+    steps = [line.replace(str(tmp_path), "") for line in calls.read_text().splitlines() if line.split()[0] in ("sync", "mv")]
+    store = root.replace(str(tmp_path), "")
+    assert steps == [
+        "sync g/agent_id g/token g receipt.json", "sync /.agent.env.muster",
+        f"mv -T g {store}/generations/1", f"sync {store}/generations", "mv -fT /.agent.env.muster /agent.env", "sync ",
+        f"mv -f -t {store} receipt.json", f"sync {store}",
+    ]
+
+
 # -- restarting what reads the credential -----------------------------------------------------------------------------------------------------
 
 
