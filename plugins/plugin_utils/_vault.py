@@ -39,6 +39,8 @@ __all__ = [
 _TRIES = 5
 # A cluster's other nodes may answer a read a moment behind the write.
 _SETTLE = (0.0, 0.1, 0.4, 1.0)
+# Paths whose capabilities are asked for at once: OpenBao refuses a request with more than a thousand strings.
+_ASKED_AT_ONCE = 250
 _CAS_WORDS = "check-and-set"
 
 
@@ -238,11 +240,12 @@ class Vault:
         return {path.path: ("read", "update"), _metadata_path(mount, path.path): ("delete",)}
 
     def _capabilities(self, paths: t.Sequence[str]) -> dict[str, list[str]]:
-        if not paths:
-            return {}
-        answer = self._client.hvac.sys.get_capabilities(list(paths))
-        data = answer.get("data") or {}
-        return {path: [str(name) for name in data.get(path) or ["deny"]] for path in paths}
+        found: dict[str, list[str]] = {}
+        for start in range(0, len(paths), _ASKED_AT_ONCE):
+            asked = paths[start:start + _ASKED_AT_ONCE]
+            data = self._client.hvac.sys.get_capabilities(list(asked)).get("data") or {}
+            found.update({path: [str(name) for name in data.get(path) or ["deny"]] for path in asked})
+        return found
 
     # -- reading
 

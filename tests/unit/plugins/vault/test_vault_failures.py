@@ -133,6 +133,14 @@ def test_a_path_without_permission_is_named_with_what_is_missing(bao: OpenBao, o
     assert bao.read(denied) is None
 
 
+def test_the_permissions_of_a_whole_fleet_are_checked(bao: OpenBao, open_vault: Open, fresh: str, refused: Refused) -> None:
+    paths = [VaultPath(f"secret/data/{fresh}/{number}", {"token": "token"}) for number in range(1200)]
+    bao.policy(fresh, f'path "secret/data/{fresh}/*" {{ capabilities = ["create", "read", "update"] }}\npath "{paths[-1].path}" {{ capabilities = ["deny"] }}')
+    with refused("permission_denied", f"create and read and update on {paths[-1].path}"):
+        open_vault(token=bao.token([fresh])).preflight(paths)
+    open_vault().preflight(paths)
+
+
 def test_removal_on_v2_needs_the_metadata(bao: OpenBao, open_vault: Open, fresh: str, refused: Refused) -> None:
     bao.policy(fresh, f'path "secret/data/{fresh}" {{ capabilities = ["create", "read", "update", "delete"] }}')
     with refused("permission_denied", f"lacks delete on secret/metadata/{fresh}"):
