@@ -48,6 +48,7 @@ class Ground:
 
     def fresh(self) -> Ground:
         """This ground with the host bare again, no record at the control plane, and a name that nobody has used."""
+        self.bao.unseal()
         self.fleet.down()
         self.fleet.up()
         self.server.reset()
