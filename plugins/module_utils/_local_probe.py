@@ -45,7 +45,7 @@ _AGE_TOLERANCE = 5.0  # seconds between a process's age and the token age it rep
 _MAX_DOCUMENT = 64 * 1024
 _MAX_REQUEST_SECONDS = 3.0
 _FIRST_PAUSE = 0.1
-_LAST_PAUSE = 0.5
+_LAST_PAUSE = 0.25
 _LISTEN = "0A"
 # What explains the rest comes first: an agent whose port is taken exits, and one that exits does not answer.
 _RANKS = {"unit_not_found": 0, "unit_masked": 0, "port_taken": 1, "unit_starting": 3}
@@ -208,7 +208,7 @@ def wait_until_good(
 ) -> list[Check]:
     """Call *look* until all verdicts are good, until one is final in two looks running, or until *timeout* seconds are over.
 
-    Returns the last verdicts. Looks at least once; pauses grow from 0.1 to 0.5 s. A final verdict is looked at twice because asking for
+    Returns the last verdicts. Looks at least once; pauses grow from 0.1 to 0.25 s. A final verdict is looked at twice because asking for
     the health document may itself start a unit (socket activation).
     """
     deadline = clock() + timeout

@@ -313,6 +313,8 @@ def _parse_look(lines: list[str], request: LookRequest, facts: bool) -> Look:
         files = unpack_files(base64.b64decode(body)) if body else {}
     except (tarfile.TarError, ValueError):
         raise HostFailure("The host's answer arrived damaged: run again.", reason="corrupt") from None
+    if "lease" in values:
+        files[f"{request.root}/intent"] = HostFile(values["lease"].encode(), "0600", "root", "root")
     return _build_look(
         files, request, facts=told, tools=frozenset(tools), time=int(values.get("time", "0")), intent=values.get("intent", ""),
         leftovers=tuple(leftovers), writable=values.get("writable") == "yes", free_kib=_number(values.get("free", "")))

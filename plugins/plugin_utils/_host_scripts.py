@@ -38,7 +38,7 @@ _BLOCK = 512
 _HEAD = """\
 LC_ALL=C; export LC_ALL; umask 077
 PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin; export PATH
-r={root}
+r={root}; told=
 say() {{ printf '%s\\n' "$*"; }}
 """
 
@@ -72,8 +72,9 @@ record() {{
   if [ "$until" -gt "$now" ] && [ "$holder" != {me} ] && [ "$holder" != {takeover} ]; then say 'intent held'; return 0; fi
   [ -n "$attempt" ] || attempt={attempt}
   if [ -e "$r/.intent.muster" ] || [ -L "$r/.intent.muster" ]; then rm -f "$r/.intent.muster"; fi
-  printf '%s\\t%s\\t%s\\t%s\\n' "$attempt" {me} "$((now + {lease}))" {why} >"$r/.intent.muster" || return 1
-  sync "$r/.intent.muster" && mv -fT "$r/.intent.muster" "$r/intent" && sync "$r" && say 'intent recorded'
+  mine=$(printf '%s\\t%s\\t%s\\t%s' "$attempt" {me} "$((now + {lease}))" {why}); say "$mine" >"$r/.intent.muster" || return 1
+  sync "$r/.intent.muster" && mv -fT "$r/.intent.muster" "$r/intent" && sync "$r" || return 1
+  say 'intent recorded'; say "lease $mine"; told=$r/intent
 }}
 attempt=
 {condition} record 2>/dev/null || {{
@@ -100,7 +101,7 @@ _FILES = """\
 for f in {leftovers}; do if [ -e "$f" ] || [ -L "$f" ]; then say "leftover $f"; fi; done
 [ -d "$r/stage" ] && say "leftover $r/stage"
 set --
-for f in "$r/receipt.json" "$r/key" "$r/intent" "$r"/generations/*/* "$r"/previous/*; do [ ! -f "$f" ] || [ -L "$f" ] || set -- "$@" "$f"; done
+for f in "$r/receipt.json" "$r/key" "$r/intent" "$r"/generations/*/* "$r"/previous/*; do [ ! -f "$f" ] || [ -L "$f" ] || [ "$f" = "$told" ] || set -- "$@" "$f"; done
 for f in {read}; do [ ! -f "$f" ] || set -- "$@" "$f"; done
 say files
 [ $# -eq 0 ] || find -L "$@" -maxdepth 0 -type f -size -{blocks} -print0 2>/dev/null |
@@ -158,14 +159,13 @@ def deliver_script(delivery: Delivery) -> str:
     if delivery.remove_all:
         return "".join([*lines, _removal(delivery), f"say {END}\n"])
     lines.append(_UNPACK)
-    # The rendered files are synced where they are copied to.
+    lines += [_stage(index, item) for index, item in enumerate(delivery.files)]
     durable = [f"g/{name}" for name, _content in delivery.secrets]
     durable += [name for name, there in (("g", delivery.generation), ("receipt.json", delivery.receipt), ("key", delivery.key)) if there]
+    durable += [temporary_name(item.path) for item in delivery.files]
     if durable:
-        lines.append(f'sync {" ".join(map(shlex.quote, durable))} 2>/dev/null || stuck "$r/stage"\n')
-    lines += [_stage(index, item) for index, item in enumerate(delivery.files)]
-    if temporaries:
-        lines.append(f"sync {temporaries} || stuck {shlex.quote(delivery.files[0].path)}\n")
+        place = shlex.quote(delivery.files[0].path) if delivery.files else '"$r/stage"'
+        lines.append(f'sync {" ".join(map(shlex.quote, durable))} 2>/dev/null || {{ ! full "$r/stage" || stuck "$r/stage"; stuck {place}; }}\n')
     if delivery.save_previous:
         lines.append(_save_previous(delivery.files))
     if delivery.generation:

@@ -108,10 +108,10 @@ def test_a_visit_starts_no_program_that_it_could_do_without(tmp_path: Path) -> N
         return names
 
     look = host.look((target,), facts=True, intent=Intent("a", "b:1", 0, "enrol"), will_deliver=True)
-    assert started() == sorted(["cp", "date", "df", "flock", "mkdir", "sync", "mv", "sync", "uname", "getconf", "find", "tar", "base64"])
+    assert started() == sorted(["cp", "date", "df", "flock", "mkdir", "sync", "mv", "sync", "uname", "getconf"])
     host.deliver(delivery_of(Path(host.root), look, token=b"one", files=[StagedFile(target, b"TOKEN=one")], save_previous=True))
     assert started() == sorted(
-        ["flock", "mkdir", "tar", "sha256sum", "sync", "chown", "chmod", "cp", "sync", "mkdir", "mv", "sync", "mv", "sync", "mv", "sync", "rm"])
+        ["flock", "mkdir", "tar", "sha256sum", "chown", "chmod", "cp", "sync", "mkdir", "mv", "sync", "mv", "sync", "mv", "sync", "rm"])
     host.look((target,), facts=True, intent=Intent("a", "b:1", 0, "enrol"), url=URL)
     assert started() == sorted(["cp", "date", "df", "grep", "uname", "getconf", "find", "tar", "base64"])
 
@@ -124,7 +124,7 @@ def test_a_script_has_everything_on_disk_before_it_is_named(tmp_path: Path) -> N
     steps = [line.replace(str(tmp_path), "") for line in calls.read_text().splitlines() if line.split()[0] in ("sync", "mv")]
     store = root.replace(str(tmp_path), "")
     assert steps == [
-        "sync g/agent_id g/token g receipt.json", "sync /.agent.env.muster",
+        "sync g/agent_id g/token g receipt.json /.agent.env.muster",
         f"mv -T g {store}/generations/1", f"sync {store}/generations", "mv -fT /.agent.env.muster /agent.env", "sync ",
         f"mv -f -t {store} receipt.json", f"sync {store}",
     ]
