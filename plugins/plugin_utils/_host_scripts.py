@@ -101,7 +101,9 @@ _FILES = """\
 for f in {leftovers}; do if [ -e "$f" ] || [ -L "$f" ]; then say "leftover $f"; fi; done
 [ -d "$r/stage" ] && say "leftover $r/stage"
 set --
-for f in "$r/receipt.json" "$r/key" "$r/intent" "$r"/generations/*/* "$r"/previous/*; do [ ! -f "$f" ] || [ -L "$f" ] || [ "$f" = "$told" ] || set -- "$@" "$f"; done
+for f in "$r/receipt.json" "$r/key" "$r/intent" "$r"/generations/*/* "$r"/previous/*; do
+  [ ! -f "$f" ] || [ -L "$f" ] || [ "$f" = "$told" ] || set -- "$@" "$f"
+done
 for f in {read}; do [ ! -f "$f" ] || set -- "$@" "$f"; done
 say files
 [ $# -eq 0 ] || find -L "$@" -maxdepth 0 -type f -size -{blocks} -print0 2>/dev/null |
