@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from integration.test_agent_health import HEALTH_URL, UNITS, Deployment
+from integration.test_agent_health import ENVIRONMENT, HEALTH_URL, UNITS, Deployment
 
 from reference_server.client import ReferenceServer, Tls, VaultLink
 from world import OpenBao
@@ -39,17 +39,8 @@ POLL = 2.0
 _SLACK = 1.5  # the agent's own round of requests and the refresh itself
 _USER = ("ops@example.com", "correct-horse-battery")
 _PAUSE = 0.2
-_ENVIRONMENT = """\
-AGENT_ID={{ muster_agent.agent_id }}
-AGENT_TOKEN={{ muster_secret.token }}
-DEPLOYMENT_HASH={{ muster_agent.name }}
-STACKER_URL=%(url)s
-DASHBOARD_URL=%(url)s
-SSL_CERT_FILE=/opt/agent/ca.pem
-HEARTBEAT_SECS=0.1
-POLLING_TIMEOUT_SECS=1
-POLLING_BACKOFF_SECS=0.2
-"""
+# An agent that is never idle: whatever refuses it shows in no time.
+_BUSY = ENVIRONMENT.replace("HEARTBEAT_SECS=1\n", "HEARTBEAT_SECS=0.1\nPOLLING_TIMEOUT_SECS=1\nPOLLING_BACKOFF_SECS=0.2\n")
 _FROM_VAULT = """\
 VAULT_ADDRESS=%(vault)s
 VAULT_TOKEN={{ muster_secret.vault_token }}
@@ -130,7 +121,7 @@ def _played(deployment: Deployment, case: Case, bao: OpenBao, count: int) -> Ser
     polls = case.nudge == "none"
     vault_url = bao.url.replace("127.0.0.1", GATEWAY)
     template.write_text(
-        _ENVIRONMENT % {"url": deployment.server.urls[1]} + (_FROM_VAULT % {"vault": vault_url, "poll": POLL} if polls else ""))
+        _BUSY % {"url": deployment.server.urls[1]} + (_FROM_VAULT % {"vault": vault_url, "poll": POLL} if polls else ""))
     paths = [{"path": f"status_panel/{deployment.name}/{leaf}", "fields": {"token": "token"}} for leaf in ("token", "status_panel_token")]
     options: dict[str, Any] = {
         **deployment.identity, "files": [{"path": "/opt/agent/.env", "src": str(template), "format": "env"}], "vault_paths": paths,

@@ -6,19 +6,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.matrix import ROTATE, Cell, Played, play, sample
+from faults.matrix import ROTATE, Cell, Played, sample
 
 from .agents import CONTRACTS, REGISTER, WAYS, Agent, World, orders
 from .controller import Controller, Play, for_each
+from .crash_cells import all_played
 
 CHOSEN = sample("enrol", "commit")
 
@@ -26,9 +25,8 @@ CHOSEN = sample("enrol", "commit")
 @pytest.fixture(scope="module")
 def played(_shared_world: World) -> Iterator[dict[Cell, Played]]:
     """Every point once, all played at once; ``make faults`` plays the whole matrix."""
-    directory = Path(tempfile.mkdtemp(prefix="muster-crashes-"))
-    yield {found.cell: found for found in play(_shared_world, directory, CHOSEN)}
-    shutil.rmtree(directory, ignore_errors=True)
+    with all_played(_shared_world, CHOSEN) as found:
+        yield found
 
 
 @pytest.mark.parametrize("cell", CHOSEN, ids=lambda cell: cell.name)

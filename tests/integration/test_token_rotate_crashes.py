@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import itertools
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.matrix import Cell, Played, play, sample
+from faults.matrix import Cell, Played, sample
 from faults.randoms import rounds
 
 from .agents import World
+from .crash_cells import all_played
 
 CHOSEN = sample("rotate", "back")
 SEED = 20260101
@@ -24,9 +23,8 @@ SEED = 20260101
 @pytest.fixture(scope="module")
 def played(_shared_world: World) -> Iterator[dict[Cell, Played]]:
     """Every cell, played at once."""
-    directory = Path(tempfile.mkdtemp(prefix="muster-crashes-"))
-    yield {found.cell: found for found in play(_shared_world, directory, CHOSEN)}
-    shutil.rmtree(directory, ignore_errors=True)
+    with all_played(_shared_world, CHOSEN) as found:
+        yield found
 
 
 @pytest.mark.parametrize("cell", CHOSEN, ids=lambda cell: cell.name)
