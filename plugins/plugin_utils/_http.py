@@ -59,7 +59,11 @@ else:
 __all__ = ["Answer", "Http", "Transport", "check_url", "require_library"]
 
 _TLS_FLOORS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+# Made where the plugin is loaded, which is before ansible-playbook forks: reading the system's CAs takes longer than a whole enrolment's requests.
+_SYSTEM_CAS = ssl.create_default_context()
+_SYSTEM_CAS.minimum_version = ssl.TLSVersion.TLSv1_2
 _RETRIED_STATUS = frozenset({502, 503, 504})
+_TLS_OPTIONS = ("ca_cert", "client_cert", "client_key", "validate_certs", "tls_min_version", "ciphers")
 _PAUSES = (0.1, 0.4, 1.0, 2.0, 4.0)
 _MAX_WAIT = 60.0  # seconds that one Retry-After may ask for
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -387,6 +391,9 @@ if IMPORT_ERROR is None:
 def _tls_context(transport: Transport) -> ssl.SSLContext:
     if transport.tls_min_version not in _TLS_FLOORS:
         raise InvalidInput(f"tls_min_version {transport.tls_min_version!r} is not one of {', '.join(sorted(_TLS_FLOORS))}.")
+    plain = Transport()
+    if all(getattr(transport, option) == getattr(plain, option) for option in _TLS_OPTIONS):
+        return _SYSTEM_CAS
     try:
         context = ssl.create_default_context(cafile=transport.ca_cert or None)
     except (OSError, ssl.SSLError) as error:

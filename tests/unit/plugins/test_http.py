@@ -227,8 +227,17 @@ def test_a_pin_that_is_none_is_refused(pin: str, opened: Open) -> None:
         opened("https://control.test", pin_sha256=pin)
 
 
-@pytest.mark.parametrize(("highest", "floor"), [("1.2", "1.3"), ("1.1", "1.2")])
-def test_a_server_below_the_floor_is_refused(highest: str, floor: str, pair: KeyPair, opened: Open) -> None:
+def test_a_session_that_trusts_anybody_makes_no_other_one_do_so(pair: KeyPair, opened: Open) -> None:
+    with Sayer(tls=_server_context(pair)) as sayer:
+        for trusting in (False, True):
+            if trusting:
+                assert opened(sayer.url, ca_cert="", validate_certs=False).get("/").status == 200
+            with pytest.raises(Untrusted, match="is not trusted"):
+                opened(sayer.url, ca_cert="").get("/")
+
+
+@pytest.mark.parametrize(("highest", "floor", "trust"), [("1.2", "1.3", {}), ("1.1", "1.2", {}), ("1.1", "1.2", {"ca_cert": ""})])
+def test_a_server_below_the_floor_is_refused(highest: str, floor: str, trust: dict[str, str], pair: KeyPair, opened: Open) -> None:
     context = _server_context(pair)
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     with warnings.catch_warnings():
@@ -236,7 +245,7 @@ def test_a_server_below_the_floor_is_refused(highest: str, floor: str, pair: Key
         context.minimum_version = context.maximum_version = {"1.1": ssl.TLSVersion.TLSv1_1, "1.2": ssl.TLSVersion.TLSv1_2}[highest]
     with Sayer(tls=context) as sayer:
         with pytest.raises(Untrusted, match="tls_min_version") as failure:
-            opened(sayer.url, tls_min_version=floor).get("/")
+            opened(sayer.url, tls_min_version=floor, **trust).get("/")
         assert failure.value.reason == "tls_too_old"
         assert sayer.requests == []
 
