@@ -11,6 +11,7 @@ The files that an agent reads lie at fixed paths. Beside the certificate there i
     .muster/agent.crt/current -> generations/2
     .muster/agent.crt/generations/{1,2}/{key,certificate,ca}.pem
     .muster/agent.crt/stage/{key,request}.pem       a key that waits for its certificate
+    .muster/agent.crt/stage/certificate.pem         that certificate, where it waits too until somebody else knows it
 
 One rename of ``current`` changes all of it. Plain files at the fixed paths are taken over without a moment in which key and certificate are apart:
 they become a generation, ``current`` names it, the links take the files' places, and only then is ``current`` switched.
@@ -63,6 +64,11 @@ class Places:
         directory, name = os.path.split(self.certificate)
         return os.path.join(directory, ".muster", name)
 
+    @property
+    def waiting(self) -> str:
+        """Where a certificate waits with its key."""
+        return os.path.join(self.unit, "stage", "certificate.pem")
+
     def paths(self) -> dict[str, str]:
         """Return the fixed paths by role."""
         return {name: path for name, path in (("certificate", self.certificate), ("key", self.key), ("ca", self.ca)) if path}
@@ -105,7 +111,8 @@ class Contents:
 class Found:
     """What there is. fixed: as read at the fixed paths. linked: whether all of them lead into our folder.
 
-    generations: by number; current: the number of the one in use, 0 for none. stage: a key and its request that wait for a certificate.
+    generations: by number; current: the number of the one in use, 0 for none. stage: a key and its request that wait for a certificate; waiting: that
+    certificate, when it waits beside them.
     leftovers: what an interrupted run left. astray: fixed paths whose owner, group or mode is another. reload_pending: since when, 0 for not at all.
     """
 
@@ -114,6 +121,7 @@ class Found:
     generations: t.Mapping[int, Contents] = field(default_factory=dict)
     current: int = 0
     stage: Contents = field(default_factory=Contents)
+    waiting: bytes | None = None
     leftovers: tuple[str, ...] = ()
     astray: tuple[str, ...] = ()
     reload_pending: int = 0
@@ -129,6 +137,7 @@ class Found:
         for contents in (self.fixed, self.stage, *(self.generations[number] for number in sorted(self.generations))):
             for value in (contents.certificate, contents.key, contents.ca):
                 digest.update(b"-" if value is None else hashlib.sha256(value).digest())
+        digest.update(b"-" if self.waiting is None else hashlib.sha256(self.waiting).digest())
         digest.update(f"{sorted(self.generations)} {self.current} {self.linked}".encode())
         return digest.hexdigest()
 
@@ -158,7 +167,7 @@ class PairStore:
             fixed=fixed, linked=all(self._is_linked(name, path) for name, path in paths.items()), generations=generations,
             current=current if current in generations else 0,
             stage=Contents(certificate=_read(os.path.join(self._stage, "request.pem")), key=_read(os.path.join(self._stage, "key.pem"))),
-            leftovers=self._leftovers(generations, current), astray=self._astray(paths),
+            waiting=_read(self._places.waiting), leftovers=self._leftovers(generations, current), astray=self._astray(paths),
             reload_pending=_number(_read(os.path.join(self._unit, "reload_pending"))))
 
     def stage(self, key: bytes, request: bytes) -> None:
@@ -172,10 +181,18 @@ class PairStore:
             sync_directory(self._stage)
             sync_directory(self._unit)
 
-    def install(self, contents: Contents, expect: str) -> int:
+    def keep(self, certificate: bytes) -> None:
+        """Keep *certificate* beside the key that waits for it, which nobody tidies away then. Raises OSError or StoreProblem."""
+        with self._locked():
+            if _read(os.path.join(self._stage, "key.pem")) is None:
+                raise StoreProblem("changed", self._unit)
+            replace_file(self._places.waiting, certificate)
+
+    def install(self, contents: Contents, expect: str, *, abandon: bool = False) -> int:
         """Make *contents* the ones at the fixed paths and return the generation's number. *expect* is the token of the look that it rests on.
 
-        Every state on the way is one in which the fixed paths show a pair that belongs together, provided they did before. Raises OSError or StoreProblem.
+        A key that waits with its certificate for another time stays, unless *abandon* is given. Every state on the way
+        is one in which the fixed paths show a pair that belongs together, provided they did before. Raises OSError or StoreProblem.
         """
         self._make_folders()
         with self._locked():
@@ -198,12 +215,16 @@ class PairStore:
                 self._switch(number)
             self._link(present_only=False)
             self._set_attributes(self._files(number))
-            self._tidy({number, previous} if previous != number else _in_use(found.generations, number))
+            kept = {number, previous} if previous != number else _in_use(found.generations, number)
+            self._tidy(kept, stage=abandon)
             return number
 
-    def correct(self) -> None:
-        """Give the files at the fixed paths their owner, group and mode; contents stay. Raises OSError."""
+    def correct(self, *, abandon: bool = False) -> None:
+        """Give the files at the fixed paths their owner, group and mode, and tidy up; contents stay. Raises OSError or StoreProblem."""
         self._set_attributes({os.path.realpath(path): name for name, path in self._places.paths().items() if os.path.isfile(path)})
+        if os.path.isdir(self._unit):
+            with self._locked():
+                self._tidy(_in_use(self.look().generations, _number_of(self._current)), stage=abandon)
 
     def settle(self) -> bool:
         """Note that whoever reads the files has read the new ones. Returns whether that was open."""
@@ -246,8 +267,14 @@ class PairStore:
     def _needless(self, kept: t.Collection[int]) -> tuple[str, ...]:
         """Return what exists beside the generations *kept* and has no use."""
         left = [os.path.join(self._generations, name) for name in _listed(self._generations) if not name.isdigit() or int(name) not in kept]
-        left += [path for path in (self._stage, temporary_name(self._current)) if os.path.lexists(path)]
+        left += [path for path in (self._stage, temporary_name(self._current)) if os.path.lexists(path) and (path != self._stage or not self._waits(kept))]
         return tuple(left + [temporary_name(path) for path in self._places.paths().values() if os.path.lexists(temporary_name(path))])
+
+    def _waits(self, kept: t.Iterable[int]) -> bool:
+        """Whether a key waits with its certificate that none of the generations *kept* has."""
+        key = _read(os.path.join(self._stage, "key.pem"))
+        used = {_read(os.path.join(self._generations, str(number), "key.pem")) for number in kept}
+        return key is not None and _read(self._places.waiting) is not None and key not in used
 
     def _astray(self, paths: t.Mapping[str, str]) -> tuple[str, ...]:
         found = []
@@ -323,8 +350,10 @@ class PairStore:
                 os.close(descriptor)
             self._label(path, self._places.paths().get(name, self._places.certificate))
 
-    def _tidy(self, kept: t.Collection[int]) -> None:
-        """Remove what is not needed any more: the stage, and generations but the one in use and the one before."""
+    def _tidy(self, kept: t.Collection[int], *, stage: bool) -> None:
+        """Remove what is not needed any more: the stage (in any case where *stage* says so), and generations but the one in use and the one before."""
+        if stage:
+            shutil.rmtree(self._stage, ignore_errors=True)
         for path in self._needless(kept):
             if os.path.isdir(path) and not os.path.islink(path):
                 shutil.rmtree(path)

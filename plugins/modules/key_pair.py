@@ -20,7 +20,7 @@ description:
   - Use it yourself to see what a host has with O(operation=look), and to say that a reload has happened with O(operation=settle).
 requirements:
   - Python 3.9 on the host.
-  - cryptography 3.3 or later on the host, for V(look) and V(install).
+  - cryptography 3.3 or later on the host, for V(look), V(keep) and V(install).
 attributes:
   check_mode:
     description: Can run in check mode and tells what would happen without changing the host.
@@ -36,11 +36,12 @@ options:
     description:
       - V(look) reads, and with O(request) judges. When a new certificate is due it makes a key and a signing request,
         unless those of an earlier run wait still.
+      - V(keep) keeps O(certificate) beside the key that waits for it, until it is installed.
       - V(install) puts O(certificate) in place, with the key on this host that it belongs to.
       - V(settle) notes that whoever uses the files has read the new ones.
       - V(remove) takes key, certificate, CA and all generations away.
     type: str
-    choices: [look, install, settle, remove]
+    choices: [look, keep, install, settle, remove]
     default: look
   certificate_path:
     description: Where the certificate lies.
@@ -91,7 +92,7 @@ options:
     type: str
     default: ''
   certificate:
-    description: The certificate to install (PEM), followed by intermediate ones.
+    description: The certificate to keep or install (PEM), followed by intermediate ones.
     type: str
     default: ''
   ca:
@@ -102,6 +103,10 @@ options:
     description: RV(token) of the look that an installation rests on. When somebody else has changed something since, nothing is done.
     type: str
     default: ''
+  abandon:
+    description: With O(operation=install), also throw away a key that waits with its certificate for another time.
+    type: bool
+    default: false
 notes:
   - Needs root. Set C(become) where the connection is not root's.
 seealso:
@@ -169,6 +174,11 @@ request:
   type: str
   returned: for O(operation=look)
   sample: "-----BEGIN CERTIFICATE REQUEST-----..."
+waiting:
+  description: Certificates (PEM) that were kept beside a key which is not in use yet, empty for none.
+  type: str
+  returned: for O(operation=look)
+  sample: ''
 recovered:
   description: Certificates (PEM) that an interrupted run had brought but not put in place, and that are in order. Empty for none.
   type: str
@@ -230,7 +240,7 @@ def main() -> None:
     """Wire options, store and result."""
     module = AnsibleModule(
         argument_spec={
-            "operation": {"type": "str", "choices": ["look", "install", "settle", "remove"], "default": "look"},
+            "operation": {"type": "str", "choices": ["look", "keep", "install", "settle", "remove"], "default": "look"},
             "certificate_path": {"type": "str", "required": True},
             "key_path": {"type": "str", "required": True, "no_log": False},
             "ca_path": {"type": "str"},
@@ -246,14 +256,15 @@ def main() -> None:
             "certificate": {"type": "str", "default": ""},
             "ca": {"type": "str", "default": ""},
             "expect": {"type": "str", "default": ""},
+            "abandon": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
-    if module.params["operation"] in ("look", "install") and x.IMPORT_ERROR is not None:
+    if module.params["operation"] in ("look", "keep", "install") and x.IMPORT_ERROR is not None:
         module.fail_json(
             msg="The Python library cryptography is needed on the host, where the key is made: install the package python3-cryptography there, "
             "or the library for the Python that ansible_python_interpreter names.", reason="missing_library", exception=x.IMPORT_ERROR)
-    operations = {"look": _look, "install": _install, "settle": _settle, "remove": _remove}
+    operations = {"look": _look, "keep": _keep, "install": _install, "settle": _settle, "remove": _remove}
     try:
         result = operations[module.params["operation"]](module, _store(module))
     except x.CertificateError as error:
@@ -279,7 +290,8 @@ def _look(module: AnsibleModule, store: PairStore) -> dict[str, t.Any]:
             found = store.look()
     return {
         "reason": verdict.reason, "detail": verdict.detail, "certificate": _readable(found.fixed.certificate), "ca": _readable(found.fixed.ca),
-        "held": _held(found), "request": request.decode(), "recovered": recovered.decode(), "repairs": _repairs(found), "generation": found.current,
+        "held": _held(found), "waiting": _readable(found.waiting),
+        "request": request.decode(), "recovered": recovered.decode(), "repairs": _repairs(found), "generation": found.current,
         "reload_pending": found.reload_pending, "token": found.token(), "time": time.time(), "changed": bool(request),
         "exists": any(value is not None for value in (found.fixed.certificate, found.fixed.key, found.fixed.ca)) or bool(found.generations)
         or found.stage.key is not None,
@@ -315,6 +327,18 @@ def _staged(store: PairStore, found: Found, wanted: x.Request) -> bytes:
     return request
 
 
+def _keep(module: AnsibleModule, store: PairStore) -> dict[str, t.Any]:
+    certificates = x.load_certificates(module.params["certificate"].encode())
+    found, kept = store.look(), x.certificate_pem(*certificates)
+    if found.stage.key is None or not x.key_matches(certificates[0], found.stage.key):
+        raise x.CertificateError("key_mismatch", "no key that waits on this host belongs to the certificate")
+    if found.waiting == kept:
+        return {"changed": False}
+    if not module.check_mode:
+        store.keep(kept)
+    return {"changed": True}
+
+
 def _install(module: AnsibleModule, store: PairStore) -> dict[str, t.Any]:
     certificates = x.load_certificates(module.params["certificate"].encode())
     ca = module.params["ca"].encode() or None
@@ -328,9 +352,9 @@ def _install(module: AnsibleModule, store: PairStore) -> dict[str, t.Any]:
     contents = _as_it_lies(found.fixed, Contents(certificate=x.certificate_pem(*certificates), key=key, ca=ca if module.params["ca_path"] else None))
     if contents == found.fixed and not found.current:
         # A plain pair that is as it shall be stays one.
-        store.correct()
+        store.correct(abandon=module.params["abandon"])
         return {"changed": True, "generation": 0}
-    return {"changed": True, "generation": store.install(contents, module.params["expect"] or found.token())}
+    return {"changed": True, "generation": store.install(contents, module.params["expect"] or found.token(), abandon=module.params["abandon"])}
 
 
 def _as_it_lies(fixed: Contents, contents: Contents) -> Contents:

@@ -4,7 +4,8 @@
 
 """A new pair in two steps: its certificate first, its place at the fixed paths once the control plane knows it (private to muster.agents).
 
-The key is made on the host and waits there beside the pair in use. The same goes for the way back: the pair before stays on the host.
+The key is made on the host and waits there beside the pair in use, soon with its certificate, whatever else is done to the host meanwhile. The same
+goes for the way back: the pair before stays on the host.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class PairRenewal:
         self._opened()
 
     def certified(self) -> str:
-        """Return a certificate (PEM, with its issuers) for a key that waits on the host; nothing is in its place yet. Raises AgentsError."""
+        """Return a certificate (PEM, with its issuers) that waits on the host with its key; nothing is in its place yet. Raises AgentsError."""
         wish, chain = self._wish, self._opened()
         csr = self._looked()["request"].encode()
         reach("after_key")
@@ -62,21 +63,23 @@ class PairRenewal:
         reach("after_sign")
         self.warnings = (*wish.warnings, *check_answer(signed, csr, wish, chain))
         shown = (signed.intermediates or chain.intermediates) if wish.include_chain else ()
-        return x.certificate_pem(signed.certificate, *shown).decode()
+        certificate = x.certificate_pem(signed.certificate, *shown).decode()
+        visit(self._host, {**wish.places, "operation": "keep", "certificate": certificate})
+        return certificate
 
     def holds(self, certificate: str) -> bool:
-        """Say whether the key of *certificate* (PEM) is on the host, in a pair or waiting for one. A key waits there afterwards in any case."""
+        """Say whether the key of *certificate* (PEM) is on the host, in a pair or waiting with it. Changes nothing."""
         leaf = x.load_certificates(certificate.encode())[0]
-        raw = self._looked()
-        if any(x.load_certificates(text.encode())[0] == leaf for text in raw["held"]):
-            return True
-        waiting = x.load_request(raw["request"].encode()).public_key() if raw["request"] else None
-        return waiting is not None and x.public_bytes(waiting) == x.public_bytes(leaf.public_key())
+        raw = visit(self._host, {**self._wish.places, "operation": "look"})
+        return any(x.load_certificates(text.encode())[0] == leaf for text in (*raw["held"], raw["waiting"]) if text)
 
-    def install(self, certificate: str) -> None:
-        """Put *certificate* with its key at the fixed paths, as one unit; the pair that was there is kept. Raises HostFailure."""
+    def install(self, certificate: str, *, abandon: bool = False) -> None:
+        """Put *certificate* with its key at the fixed paths, as one unit; the pair that was there is kept.
+
+        *abandon* throws away a key that waits for another time. Raises HostFailure.
+        """
         ca = x.certificate_pem(*self._opened().bundle).decode() if self._wish.places.get("ca_path") else ""
-        visit(self._host, {**self._wish.places, "operation": "install", "certificate": certificate, "ca": ca})
+        visit(self._host, {**self._wish.places, "operation": "install", "certificate": certificate, "ca": ca, "abandon": abandon})
         reach("after_install")
 
     def settle(self) -> None:

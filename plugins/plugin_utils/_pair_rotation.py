@@ -4,8 +4,11 @@
 
 """Rotating an agent that proves itself with a pair made on its host (private to muster.agents).
 
-The new key waits on the host and its certificate lies in the store before the control plane hears of it; both are registered beside the old ones. Only
-then does the pair change its place, by one rename, and the agent is restarted. The pair before stays on the host, and is good as long as it was.
+The new key and its certificate wait on the host before the control plane hears of them, and are registered beside the old ones. Only then does the pair
+change its place, by one rename, and the agent is restarted. The pair before stays on the host, and is good as long as it was.
+
+A pair waits beside the one in use until a rotation has put it in place or has gone back, and outlives a deploy that runs meanwhile: what it does is to
+bring the host to the pair in use. The next rotation takes the waiting pair up, due or not, so that no record is left which nobody knows.
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ansible_collections.muster.agents.plugins.module_utils._credential_store import Delivery, StagedFile
+from ansible_collections.muster.agents.plugins.module_utils._pair_store import Places
 from ansible_collections.muster.agents.plugins.module_utils._receipt import Receipt
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
 from ansible_collections.muster.agents.plugins.plugin_utils import _faults as faults
 from ansible_collections.muster.agents.plugins.plugin_utils._adoption import AGENT_ID, CERTIFICATE, Candidate
+from ansible_collections.muster.agents.plugins.plugin_utils._client_certificate import read_certificate
 from ansible_collections.muster.agents.plugins.plugin_utils._enrolment import Order, Parts
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import AgentsError, InvalidInput
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Look
@@ -35,7 +40,10 @@ class PairRotation(Rotation):
 
     def __init__(self, order: Order, parts: Parts, wish: RotationOrder, pair: PairRenewal | None, *, attempt: str = "") -> None:
         """*pair* is None where nobody was named who signs."""
-        super().__init__(order, parts, wish, attempt=attempt)
+        given = order.enrolment
+        self._waiting_path = Places(given.certificate_path, given.key_path).waiting if given.certificate_path else ""
+        read = (*parts.file_paths, self._waiting_path) if self._waiting_path else parts.file_paths
+        super().__init__(order, replace(parts, file_paths=read), wish, attempt=attempt)
         self._pair = pair
         self._lying = ""
         self._enrolled_id = ""
@@ -73,8 +81,20 @@ class PairRotation(Rotation):
     def _judged(self, look: Look, receipt: Receipt, accepted: Held) -> Situation:
         situation = super()._judged(look, receipt, accepted)
         if situation.step == "staged" and situation.other is not None and not self._has_key(_pem(situation.other.credential)):
-            return Situation(accepted, "fresh")
-        return situation
+            situation = Situation(accepted, "fresh")
+        waiting = self._waiting(look)
+        if situation.step != "fresh" or not waiting or waiting.strip() == _pem(accepted.credential).strip():
+            return situation
+        return Situation(accepted, "staged", Held(Credential("", {CERTIFICATE: Secret(waiting)}), accepted.extra, 0, "own"))
+
+    def _waiting(self, look: Look) -> str:
+        """Return the certificate (PEM) that waits with its key beside the pair in use, as long as it is good; else an empty text."""
+        found = look.files.get(self._waiting_path)
+        text = found.content.decode("utf-8", "replace") if found is not None else ""
+        try:
+            return text if text and not read_certificate(text).expired(self.parts.plane.http.clock_skew or 0.0) else ""
+        except InvalidInput:
+            return ""
 
     def _prove(self, candidate: Candidate) -> Proof:
         """Use the credential; one whose key is not on the host is good for nothing, whatever the control plane says."""
@@ -170,8 +190,18 @@ class PairRotation(Rotation):
         return self._with_its_id(held) if held is not None and not look.ids.get(number) else held
 
     def _host_back(self, look: Look, new: Held, old: Held) -> None:
-        self._renewal.install(_pem(old.credential))
+        self._renewal.install(_pem(old.credential), abandon=True)
         super()._host_back(look, new, old)
+
+    # -- what is left of others ------------------------------------------------------------------------------------------------------------
+
+    def _retire(self, look: Look) -> Receipt:
+        """As the base has it; where nothing is noted, a run that died may have left something all the same."""
+        receipt = super()._retire(look)
+        kept = self._generation(look, receipt.generation)
+        if kept is not None and not any(name == "retire" for name, _outcome in self._steps):
+            self._retire_unwanted(kept, kept)
+        return receipt
 
 
 def _pem(credential: Credential) -> str:

@@ -15,9 +15,9 @@ from world.openbao import OpenBao
 from .agents import CONTRACTS, REGISTER, WAYS
 from .atlas import CLIENT_SECRET, PASSWORD, Atlas, Host, orders
 from .canary import found_in, found_in_files
-from .controller import Controller, for_each
+from .controller import Controller, Play, for_each
 
-ROTATE = "muster.agents.token_rotate"
+ROTATE, ISSUE = "muster.agents.token_rotate", "muster.agents.cert_issue"
 # Nothing runs on these hosts: the gate has the record at the control plane to judge, and the pair, which the host uses.
 QUIET: dict[str, Any] = {"capabilities": None, "seen": False, "attempts": 1, "delay": 0.2, "when": ["always"], "settle_timeout": 5}
 DEAD = "http://127.0.0.1:9/health"
@@ -29,10 +29,14 @@ def signer(atlas: Atlas) -> dict[str, Any]:
     return {"issuer": "own_ca", "own_ca": files, "extended_key_usage": ["clientAuth"], "key_usage": ["digitalSignature"]}
 
 
+def pair_of(host: Host) -> dict[str, Any]:
+    """What cert_issue makes on *host*."""
+    return {**signer(host.atlas), "subject": {"O": "KubeAtlas", "CN": f"agent-{host.name}"}}
+
+
 def rotation(host: Host, **changes: Any) -> dict[str, Any]:
     """The options of token_rotate for *host*; None removes one."""
-    pair = {**signer(host.atlas), "subject": {"O": "KubeAtlas", "CN": f"agent-{host.name}"}}
-    given = {**host.options(), **QUIET, "certificate": pair, **changes}
+    given = {**host.options(), **QUIET, "certificate": pair_of(host), **changes}
     return {key: value for key, value in given.items() if value is not None}
 
 
@@ -148,6 +152,50 @@ def test_lost_answers_and_runs_that_die_leave_one_record_for_the_new_pair(atlas:
     atlas.quiet()
     quiet = elsewhere.each(REGISTER, orders(cut)).good()
     assert ({quiet.result(name)["changed"] for name in cut}, atlas.mutations()) == ({False}, [0, 0])
+
+
+def deployed(controller: Controller, hosts: Mapping[str, Host]) -> Play:
+    """Deploy: the pair is seen to, then the agent is enrolled."""
+    place = {name: {"certificate_path": str(host.certificate), "key_path": str(host.certificate.with_suffix(".key"))} for name, host in hosts.items()}
+    issue, made = for_each(ISSUE, {name: {**place[name], **pair_of(host)} for name, host in hosts.items()})
+    task, given = for_each(REGISTER, orders(hosts, lease=1))
+    issue = {**issue, ISSUE: {name: value.replace("given", "made") for name, value in issue[ISSUE].items()}}
+    return controller.run([issue, task], {name: {**given[name], "made": made[name]["given"]} for name in hosts}).good()
+
+
+def test_a_deploy_in_the_middle_leaves_the_waiting_pair_to_the_next_rotation(atlas: Atlas, controller: Controller, tmp_path: Path) -> None:
+    """The rotation dies with the new pair certified, registered or installed; two deploys come before the next rotation."""
+    hosts: dict[str, Host] = {}
+    for point in ("after_stage", "after_issue", "after_install"):
+        mine = {f"{contract}-{point}": Host(atlas, contract, tmp_path / f"{contract}-{point.replace('_', '-')}") for contract in CONTRACTS}
+        deployed(controller, mine)
+        task, given = for_each(ROTATE, {name: rotation(host) for name, host in mine.items()})
+        running = controller.start([task], given, environment={"MUSTER_AGENTS_TEST_FAULT": f"{point}=stop"})
+        running.wait_halted(len(mine))
+        running.kill()
+        hosts.update(mine)
+    before, ids = lying(hosts), {name: {record["agent_id"] for record in host.records()} for name, host in hosts.items()}
+    elsewhere = Controller(tmp_path / "another-node")
+    atlas.quiet()
+    for number in range(2):
+        done = deployed(elsewhere, hosts)
+        assert [done.results[name][0]["changed"] for name in hosts] == [False] * len(hosts), done.output
+        assert {result["failed"] for name in hosts for result in done.results[name]} == {False}, done.output
+        assert not number or [done.result(name)["changed"] for name in hosts] == [False] * len(hosts), done.output
+    assert (lying(hosts), atlas.mutations()) == (before, [0, 0])
+    finished = elsewhere.each(ROTATE, {name: rotation(host, when=["days_left"], lease=1) for name, host in hosts.items()}).good()
+    for name, host in hosts.items():
+        host.check_healthy(records=2)
+        assert (lying({name: host})[name] == before[name]) is name.endswith("after_install")
+        assert ids[name] <= {record["agent_id"] for record in host.records()}, "the waiting pair was registered twice"
+        (stale,) = {record["agent_id"] for record in host.records()} - {host.receipt()["agent_id"]}
+        assert f"redis-cli DEL service:{stale}" in " ".join(finished.result(name)["warnings"])
+        assert not (host.certificate.parent / ".muster" / host.certificate.name / "stage").exists()
+    atlas.quiet()
+    quiet = deployed(elsewhere, hosts)
+    assert {result["changed"] for name in hosts for result in quiet.results[name]} == {False}
+    again = elsewhere.each(ROTATE, {name: rotation(host, when=["days_left"]) for name, host in hosts.items()}).good()
+    assert ({again.result(name)["action"] for name in hosts}, atlas.mutations()) == ({"unchanged"}, [0, 0])
 
 
 def test_without_a_signer_or_a_login_nothing_is_begun(atlas: Atlas, controller: Controller, tmp_path: Path) -> None:

@@ -132,14 +132,18 @@ class KubeAtlas(ControlPlane):
         return self._enrol(enrolment, attempt, takes_over=True, ours=True)
 
     def retire(self, enrolment: Enrolment, unwanted: Credential, kept: Credential) -> Withdrawal:
-        """Say which record of the unwanted certificate stays: neither contract has a call that removes one."""
-        record = self.find(enrolment.name, unwanted)
-        if record is None:
-            return Withdrawal()
-        end = read_certificate(unwanted.secrets["certificate"].reveal()).end
-        stays = (f"The record {record.agent_id} of {enrolment.name} at {self.http.url}, whose certificate is good until {end}: this control plane has no "
-                 f"call that removes one. {_redis([record.agent_id])}")
-        return Withdrawal(remains=(stays,))
+        """Say which records stay beside that of the certificate to be kept: neither contract has a call that removes one."""
+        named = [item for item in (self._services() or () if self._may_log_in else ()) if item.get("service_name") == enrolment.name]
+        used, old = (_chosen(named, read_certificate(one.secrets["certificate"].reveal()), one.agent_id) for one in (kept, unwanted))
+        remains, no_call = [], "this control plane has no call that removes one."
+        if old is not None and old is not used:
+            end = read_certificate(unwanted.secrets["certificate"].reveal()).end
+            known = str(old.get("id"))
+            remains.append(f"The record {known} of {enrolment.name} at {self.http.url}, whose certificate is good until {end}: {no_call} {_redis([known])}")
+        others = [str(item.get("id")) for item in named if item is not old and item is not used]
+        if others and used is not None:
+            remains.append(f"Older records of {enrolment.name} at {self.http.url} ({', '.join(others)}), of other certificates: {no_call} {_redis(others)}")
+        return Withdrawal(remains=tuple(remains))
 
     def lifetime(self, credential: Credential) -> Lifetime | None:
         """From notBefore to notAfter of the certificate."""

@@ -25,6 +25,7 @@ from ansible_collections.muster.agents.plugins.action import cert_issue
 from ansible_collections.muster.agents.plugins.module_utils import _certificates as x
 from ansible_collections.muster.agents.plugins.modules import key_pair
 from ansible_collections.muster.agents.plugins.plugin_utils import _issuance
+from ansible_collections.muster.agents.plugins.plugin_utils._pair_renewal import PairRenewal
 
 __all__ = ["Authority", "Machine", "killed_at"]
 
@@ -173,6 +174,15 @@ class Machine:
                 return _issuance.issue(action, validated.validated_parameters, {})
             finally:
                 self.visits = host.visits
+
+    def renewal(self, **changes: Any) -> PairRenewal:
+        """A new pair for this host in two steps, with the options of cert_issue."""
+        return PairRenewal(_Host(check_mode=False), self.options(**changes), check_mode=False)
+
+    def keep(self, certificate: str) -> dict[str, Any]:
+        """Let the host keep a certificate (PEM) beside the key that waits."""
+        places = {name: value for name, value in self.options().items() if name != "subject"}
+        return _issuance.visit(_Host(check_mode=False), {**places, "operation": "keep", "certificate": certificate})
 
     def leaf(self) -> x509.Certificate:
         """The certificate at the fixed path."""
