@@ -4,7 +4,8 @@
 
 """HTTP to a control plane: one keep-alive session, strict TLS, and failures told apart by what they mean (private to muster.agents).
 
-A request that provably never arrived may be sent again; one whose answer was lost may not, unless it only reads.
+A request that provably never arrived may be sent again; one whose answer was lost may not, unless it only reads. requests finds the proxy and makes
+the pool of connections; each request goes to that pool straight, which costs half of what a requests session does with it.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ import traceback
 import typing as t
 import warnings
 from dataclasses import dataclass, field
-from http.cookiejar import DefaultCookiePolicy
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret, redact
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import (
@@ -42,7 +42,6 @@ from ansible_collections.muster.agents.plugins.plugin_utils._pacing import Pacer
 from ansible_collections.muster.agents.plugins.plugin_utils._shared_state import SharedDocument
 
 try:
-    import requests
     import requests.adapters
     import requests.utils
     from cryptography import x509
@@ -51,6 +50,7 @@ try:
     from urllib3.connectionpool import HTTPSConnectionPool
     from urllib3.exceptions import ConnectTimeoutError, InsecureRequestWarning, NewConnectionError, ProxyError
     from urllib3.exceptions import HTTPError as Urllib3Error
+    from urllib3.util import Timeout
 except ImportError:
     IMPORT_ERROR: str | None = traceback.format_exc()
 else:
@@ -177,16 +177,19 @@ class Http:
         self.url = check_url(url, option=option, allow_plaintext=transport.allow_plaintext)
         self.transport = transport
         self.clock_skew: float | None = None
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self._session.verify = transport.validate_certs
         if not transport.validate_certs:
             warnings.filterwarnings("ignore", category=InsecureRequestWarning)
-        self._session.headers.update({"User-Agent": "muster.agents", "Accept": "application/json", **(headers or {})})
-        self._session.proxies = {"http": transport.proxy, "https": transport.proxy} if transport.proxy else requests.utils.get_environ_proxies(self.url)
-        if self.url.startswith("https:"):
-            self._session.mount("https://", _TlsAdapter(_tls_context(transport), _Pin.parse(transport.pin_sha256)))
+        self._headers = {"User-Agent": "muster.agents", "Accept": "application/json", **(headers or {})}
+        secure = self.url.startswith("https:")
+        adapter = _TlsAdapter(_tls_context(transport), _Pin.parse(transport.pin_sha256)) if secure else requests.adapters.HTTPAdapter()
+        proxy = transport.proxy or requests.utils.select_proxy(self.url, requests.utils.get_environ_proxies(self.url)) or ""
+        if proxy and not secure and not proxy.startswith("socks"):
+            self._base = self.url  # such a proxy is told the whole address, and who asks
+            self._headers.update(adapter.proxy_headers(proxy))
+        else:
+            self._base = ""
+        self._pools = adapter.proxy_manager_for(proxy if "://" in proxy else f"http://{proxy}") if proxy else adapter.poolmanager
+        self._pool = self._pools.connection_from_url(self.url)
 
     def get(
         self, path: str, *, params: t.Mapping[str, t.Any] | None = None, headers: t.Mapping[str, str] | None = None, bucket: str = "",
@@ -209,7 +212,7 @@ class Http:
 
     def close(self) -> None:
         """Close the connections."""
-        self._session.close()
+        self._pools.clear()
 
     def _tried(self, method: str, path: str, *, read: bool, bucket: str, **request: t.Any) -> Answer:
         pauses = iter((_PAUSES * 4)[: max(0, self.transport.retries)])
@@ -253,17 +256,28 @@ class Http:
         form: t.Mapping[str, str] | None = None, headers: t.Mapping[str, str] | None = None,
     ) -> Answer:
         before = time.time()
+        sent = {**self._headers, **(headers or {})}
+        body: bytes | None = None
+        if json_body is not None:
+            body = json.dumps(json_body, allow_nan=False).encode()
+            sent["Content-Type"] = "application/json"
+        elif form is not None:
+            body = urlencode(dict(form)).encode()
+            sent["Content-Type"] = "application/x-www-form-urlencoded"
+        query = urlencode({name: value for name, value in (params or {}).items() if value is not None}, doseq=True)
         try:
-            response = self._session.request(
-                method, self.url + path, params=params, json=json_body, data=form, headers=headers, timeout=self.transport.timeout,
-                allow_redirects=False, stream=True)
-            body = self._body(response, ServerFault if read else Ambiguous)
-            response.close()
-        except (requests.RequestException, Urllib3Error, OSError) as error:
+            response = self._pool.urlopen(
+                method, f"{self._base}{path}{'?' if query else ''}{query}", body=body, headers=sent, retries=False, redirect=False, assert_same_host=False,
+                timeout=Timeout(connect=self.transport.timeout, read=self.transport.timeout), preload_content=False)
+            text = self._body(response, ServerFault if read else Ambiguous)
+        except (Urllib3Error, OSError) as error:
             raise self._failure(error, read=read) from None
+        except ValueError:  # whose words hold the header
+            raise InvalidInput(f"A request to {self.url} would have a header with a line break or another character that no header may have: "
+                               "check the user names, tokens and secrets given for it.") from None
         self._note_clock(response.headers.get("Date"), before)
         return Answer(
-            response.status_code, {key.lower(): value for key, value in response.headers.items()}, body.decode("utf-8", "replace"),
+            response.status, {key.lower(): value for key, value in response.headers.items()}, text.decode("utf-8", "replace"),
             _secrets_sent(headers or {}, json_body if json_body is not None else dict(form or {})), _cookies(response))
 
     def _body(self, response: t.Any, fault: type[ServerFault] | type[Ambiguous]) -> bytes:
@@ -271,13 +285,18 @@ class Http:
         parts: list[bytes] = []
         size = 0
         deadline = time.monotonic() + _BODY_TIMEOUTS * self.transport.timeout
-        while chunk := response.raw.read1(_CHUNK, decode_content=True):
-            parts.append(chunk)
-            size += len(chunk)
-            if size >= _MAX_BODY:
-                raise fault(f"{self.url} sent more than {_MAX_BODY} bytes: this is not the control plane it should be.")
-            if time.monotonic() > deadline:
-                raise fault(f"{self.url} was still sending after {_BODY_TIMEOUTS * self.transport.timeout:g} s: its answer has no end.")
+        try:
+            while chunk := response.read1(_CHUNK, decode_content=True):
+                parts.append(chunk)
+                size += len(chunk)
+                if size >= _MAX_BODY:
+                    raise fault(f"{self.url} sent more than {_MAX_BODY} bytes: this is not the control plane it should be.")
+                if time.monotonic() > deadline:
+                    raise fault(f"{self.url} was still sending after {_BODY_TIMEOUTS * self.transport.timeout:g} s: its answer has no end.")
+        except BaseException:
+            response.close()  # what else comes belongs to no other request
+            raise
+        response.release_conn()
         return b"".join(parts)
 
     def _note_clock(self, date: str | None, before: float) -> None:
@@ -486,7 +505,7 @@ def _secrets_sent(headers: t.Mapping[str, str], body: t.Any) -> tuple[Secret, ..
 def _cookies(response: t.Any) -> dict[str, str]:
     """Return the cookies that an answer sets, by name."""
     jar: SimpleCookie = SimpleCookie()
-    for line in response.raw.headers.getlist("Set-Cookie"):
+    for line in response.headers.getlist("Set-Cookie"):
         with contextlib.suppress(CookieError):
             jar.load(line)
     return {name: morsel.value for name, morsel in jar.items()}

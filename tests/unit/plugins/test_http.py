@@ -469,6 +469,27 @@ def test_a_proxy_that_refuses_proves_that_nothing_arrived(refusal: str, server: 
     assert failure.value.reason == "proxy"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\nX: y", "\u20ac"])
+def test_a_token_that_fits_into_no_header_is_refused_without_being_shown(end: str, server: ReferenceServer, opened: Open) -> None:
+    with pytest.raises(InvalidInput, match="no header may have") as failure:
+        opened(server.url).send("POST", REGISTER, json_body=BODY, headers={"Authorization": f"Bearer {CANARY}{end}"})
+    assert CANARY not in repr(failure.value) + repr(failure.value.__cause__)
+    assert server.agents() == []
+
+
+def test_a_proxy_is_told_the_whole_address_where_there_is_no_tls(opened: Open) -> None:
+    with Sayer() as proxy:
+        address = f"http://127.0.0.1:{_closed_port()}"
+        session = opened(address, proxy=proxy.url.replace("http://", f"http://olga:{CANARY}@"))
+        assert session.send("POST", "/a b", json_body={"x": "ü"}).status == 200
+        assert session.get("/c", params={"d": "e&f", "none": None}).status == 200
+        first, second = (request.split(b"\r\n") for request in proxy.requests)
+        assert (first[0], second[0]) == (f"POST {address}/a%20b HTTP/1.1".encode(), f"GET {address}/c?d=e%26f HTTP/1.1".encode())
+        assert b"Proxy-Authorization: Basic " + base64.b64encode(f"olga:{CANARY}".encode()) in first
+        assert first[-1] == b'{"x": "\\u00fc"}'
+        assert b"Content-Type: application/json" in first
+
+
 def test_a_proxy_that_is_not_there_is_named(server: ReferenceServer, opened: Open) -> None:
     with pytest.raises(Unreachable, match="proxy") as failure:
         opened(server.url, proxy=f"http://127.0.0.1:{_closed_port()}").send("POST", REGISTER, json_body=BODY)
