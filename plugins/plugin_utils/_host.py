@@ -121,6 +121,14 @@ class Host:
             result = self._action._execute_module(module_name=module, module_args=dict(args), task_vars=self._task_vars)
         return dict(result)
 
+    def run_script(self, script: str, data: bytes | None = None) -> tuple[int, str, str] | None:
+        """Run *script* in the host's shell with *data* on standard input and return exit code, output and errors; None where scripts do not serve this host.
+
+        Neither is displayed at any verbosity; of the two only *data* may be secret, since a script stands in the host's list of processes.
+        """
+        require_controller()
+        return self._run(script, data) if self._way != "module" and self._scriptable() else None
+
     def nudge(self, verb: str, units: t.Sequence[str]) -> None:
         """Let systemd ``restart`` or ``reload`` the *units*, which starts those that are down. Raises HostFailure (nudge_failed).
 
