@@ -24,13 +24,16 @@ from world.ca import SERVER_NAMES
 
 from .controller import BenchError, Controller
 
-__all__ = ["FLEET", "Agents", "Ground"]
+__all__ = ["FLEET", "PASSWORD", "USER", "Agents", "Ground"]
 
 _NETWORK = "10.231.37.0/24"
 _HERE = Path(__file__).resolve().parent
 
 FLEET = "secret/data/fleet"
 """Where the tokens of a fleet lie that is rotated through Vault."""
+
+USER, PASSWORD = "admin", "benchmark-password"
+"""The operator's login at oxmon."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,13 @@ class Ground:
     def fleet(self) -> ReferenceServer:
         """Stacker as its guide tells it, which takes over what OpenBao's KV v2 holds below ``secret/data/fleet``."""
         return self._stacker("documented", self.bao, ("127.0.0.1:0",), FLEET)
+
+    @cached_property
+    def oxmon(self) -> ReferenceServer:
+        """The shipped oxmon with its limits."""
+        tls = Tls(str(self.pair.cert), str(self.pair.key))
+        arguments = ["--plane", "oxmon", "--oxmon-user", f"{USER}:{PASSWORD}", "--oxmon-require-agent-auth", "--oxmon-rate-limits"]
+        return self._stack.enter_context(ReferenceServer.start("shipped", tls=tls, arguments=arguments))
 
     def _stacker(self, contract: str, bao: OpenBao, listen: tuple[str, ...], mount: str = "") -> ReferenceServer:
         link = VaultLink(bao.url, str(bao.token_file), str(bao.ca_file), mount) if mount else None

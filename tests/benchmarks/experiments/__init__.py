@@ -14,6 +14,7 @@ from .certificates import issue
 from .checks import check_endpoints
 from .enrol import enrol_local, growth, nothing_to_do, scale
 from .gate import gate
+from .pacing import pacing
 from .rotation import fleet_memory, fleet_rotation
 from .ssh import over_ssh
 from .vault import vault_store
@@ -44,6 +45,7 @@ EXPERIMENTS: Mapping[str, Opened] = {
     "rotate": _simple(fleet_rotation),
     "check": _simple(check_endpoints),
     "memory": _simple(fleet_memory),
+    "pacing": _simple(pacing),
     "scale": _simple(scale),
     "ssh": over_ssh,
 }
