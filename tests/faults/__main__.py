@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from integration.agents import CONTRACTS, World
+from integration.atlas import Atlas, atlases
 
 from reference_server.client import ReferenceServer, Tls, VaultLink
 from world import OpenBao
@@ -30,6 +31,7 @@ _BATCH = 60  # cells that are played together; their hosts and servers are share
 @contextmanager
 def _world(directory: Path) -> Iterator[World]:
     """One Stacker of each contract and an OpenBao."""
+    directory.mkdir(parents=True, exist_ok=True)
     authority = CertificateAuthority(directory / "ca")
     pair = authority.server()
     tls = Tls(str(pair.cert), str(pair.key))
@@ -42,6 +44,17 @@ def _world(directory: Path) -> Iterator[World]:
         yield World(stackers, bao, authority.ca_file, tls)
 
 
+@contextmanager
+def _atlas(directory: Path) -> Iterator[Atlas]:
+    """One KubeAtlas of each contract."""
+    place = directory / "agents-ca"
+    place.mkdir(parents=True)
+    authority = CertificateAuthority(directory / "ca")
+    pair = authority.server()
+    with atlases(authority, Tls(str(pair.cert), str(pair.key)), place) as atlas:
+        yield atlas
+
+
 def _chosen(arguments: argparse.Namespace) -> list[Cell]:
     points = {name: [point for point in POINTS[name] if not arguments.point or point in arguments.point] for name in arguments.transaction}
     return cells(points, arguments.end, arguments.next, both=arguments.both)
@@ -50,16 +63,25 @@ def _chosen(arguments: argparse.Namespace) -> list[Cell]:
 def _matrix(arguments: argparse.Namespace, place: Path) -> Iterator[tuple[str, str]]:
     """Play the cells. Yields a line and what was wrong for each."""
     chosen = _chosen(arguments)
-    with _world(place) as world:
-        for number in range(0, len(chosen), _BATCH):
-            for server in world.stackers.values():
-                server.reset()
-            for played in play(world, place / f"batch-{number}", chosen[number:number + _BATCH]):
-                cell = played.cell
-                yield (f"{cell.transaction:6}  {cell.row:3}  {cell.point:16}  {cell.end:11}  {cell.next:15}  {cell.contract:10}  {cell.way:6}",
-                       played.problem)
+    tokens, pairs = [cell for cell in chosen if not cell.of_pair], [cell for cell in chosen if cell.of_pair]
+    if tokens:
+        with _world(place / "tokens") as world:
+            yield from _batches(world, list(world.stackers.values()), place / "tokens", tokens)
+    if pairs:
+        with _atlas(place / "pairs") as atlas:
+            yield from _batches(atlas, list(atlas.servers.values()), place / "pairs", pairs)
     for row, reason in ELSEWHERE.items():
         print(f"no cell: {row}: {reason}")
+
+
+def _batches(world: World | Atlas, servers: list[ReferenceServer], place: Path, chosen: list[Cell]) -> Iterator[tuple[str, str]]:
+    for number in range(0, len(chosen), _BATCH):
+        for server in servers:
+            server.reset()
+        for played in play(world, place / f"batch-{number}", chosen[number:number + _BATCH]):
+            cell = played.cell
+            yield (f"{cell.transaction:9}  {cell.row:3}  {cell.point:16}  {cell.end:11}  {cell.next:15}  {cell.contract:10}  {cell.way:6}",
+                   played.problem)
 
 
 def _random(arguments: argparse.Namespace, place: Path) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,8 @@
 
 A cell is a transaction (enrol, commit, rotate, or go back after a red gate), a point in it, a way to end there, and who runs next. What must hold
 afterwards is always the same: one live record, one working credential that host, files and Vault agree on, nothing left lying about, and a second run
-that sends no request that changes anything.
+that sends no request that changes anything. A pair that is made on its host is rotated and brought back too, which leaves a record for each certificate
+where the control plane has no call that removes one: there the next rotation has to name all but that of the pair in use.
 
 Each host has a fault point of its own (see connections/switchable.py), so that one run of ansible-playbook plays many cells: all that end alike.
 """
@@ -24,19 +25,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from integration.agents import CONTRACTS, REGISTER, Agent, World
+from integration.agents import CONTRACTS, REGISTER, World
+from integration.atlas import Atlas
 from integration.controller import Controller, Play, Running, for_each
 
 from ansible_collections.muster.agents.plugins.plugin_utils._spool import Spool
 from world.processes import wait_until
 
-ROTATE = "muster.agents.token_rotate"
-HEALTH = "muster.agents.agent_health"
+from .grounds import HEALTH, ROTATE, Ground, Pairs, Subject, Tokens
+
 CONNECTIONS = Path(__file__).parent / "connections"
 DEAD = "http://127.0.0.1:9/health"
-MODULES = {"enrol": REGISTER, "commit": HEALTH, "rotate": ROTATE, "back": ROTATE}
+MODULES = {"enrol": REGISTER, "commit": HEALTH, "rotate": ROTATE, "back": ROTATE, "pair": ROTATE, "pair-back": ROTATE}
 
-# The points that each transaction passes for an agent whose token is our own and lies in Vault.
+# The points that each transaction passes for an agent whose token is our own and lies in Vault, and for one that proves itself with a pair.
 POINTS = {
     "enrol": ("after_probe", "after_look", "before_issue", "after_issue", "after_spool", "after_settle", "after_vault", "after_mint", "before_delivery",
               "after_delivery"),
@@ -44,6 +46,10 @@ POINTS = {
     "rotate": ("after_probe", "after_look", "after_plan", "after_lease", "after_stage", "after_vault", "after_settle", "before_delivery", "after_delivery",
                "after_nudge", "before_commit", "after_commit", "after_gate"),
     "back": ("before_rollback", "after_vault_back", "after_rollback"),
+    "pair": ("after_probe", "after_look", "after_plan", "after_lease", "after_key", "after_sign", "after_stage", "before_issue", "after_issue", "after_settle",
+             "after_install", "before_delivery", "after_delivery", "after_nudge", "before_commit", "after_commit", "after_gate", "before_retire",
+             "after_retire"),
+    "pair-back": ("before_rollback", "after_vault_back", "after_rollback"),
 }
 # Which failure point of the two tables (first enrolment F0 to F16, rotation R0 to R12) each of them is.
 ROWS = {
@@ -51,6 +57,8 @@ ROWS = {
     "commit": ("F11", "F12"),
     "rotate": ("R0", "R0", "R0", "R1", "R3", "R4", "R4", "R4", "R5", "R5", "R8", "R8", "R8"),
     "back": ("R6", "R7", "R7"),
+    "pair": ("R0", "R0", "R0", "R1", "R1", "R1", "R3", "R2", "R2", "R3", "R4", "R4", "R5", "R5", "R8", "R8", "R8", "R9", "R9"),
+    "pair-back": ("R6", "R7", "R7"),
 }
 # What is no cell: not a step of ours at which a run can end, but something that a server, another run or the operator does.
 ELSEWHERE = {
@@ -58,6 +66,7 @@ ELSEWHERE = {
     "F8": "the server's own late write to Vault: tests/integration/test_agent_register_crashes.py",
     "F13": "two runs on one identity: tests/integration/test_agent_register_crashes.py, tests/unit/plugins/test_rotation.py",
     "F14": "a host that was rebuilt: the column host-rebuilt; who may take it over: tests/integration/test_agent_register_adoption.py",
+    "F14, a pair": "a pair that is lost with its host is replaced by a deploy with another: tests/integration/test_kubeatlas.py",
     "F15": "a record that the control plane lost: tests/integration/test_agent_register_adoption.py",
     "F16": "a bad bootstrap credential: tests/integration/test_bootstrap.py",
     "R2, R9": "credentials that the control plane issues and takes back: tests/unit/plugins/test_rotation.py, which ends a run at every effect",
@@ -67,9 +76,10 @@ ELSEWHERE = {
 }
 DISTURBANCES = ("disk-full", "read-only", "unreachable")
 ENDS = ("kill", "exception", *DISTURBANCES)
-NEXT = ("same-controller", "new-controller", "host-rebuilt")
+# Who runs next: the same command, on the same or on another control node; a deploy from another one, where a pair could be in its way; or a deploy that
+# finds nothing of what was on the host. Where the credential lies in Vault, another node deploys in any case.
+NEXT = ("same-controller", "new-controller", "host-rebuilt", "deploy")
 _SIZE = "6m"
-_HEALTH_OPTIONS = ("control_plane", "url", "ca_cert", "name", "store", "delivery")
 
 __all__ = ["CONNECTIONS", "ELSEWHERE", "ENDS", "HEALTH", "MODULES", "NEXT", "POINTS", "ROTATE", "Cell", "Played", "cells", "play", "sample"]
 
@@ -97,6 +107,16 @@ class Cell:
         return ROWS[self.transaction][POINTS[self.transaction].index(self.point)]
 
     @property
+    def of_pair(self) -> bool:
+        """Whether the agent proves itself with a pair of its host."""
+        return self.transaction.startswith("pair")
+
+    @property
+    def module(self) -> str:
+        """What runs next."""
+        return MODULES[self.transaction] if self.next == "same-controller" or (self.of_pair and self.next == "new-controller") else REGISTER
+
+    @property
     def fault(self) -> str:
         """The test switch for its host."""
         if self.end != "exception":
@@ -121,12 +141,17 @@ def cells(
     for transaction, names in (points or POINTS).items():
         for point in names:
             for end in ends:
-                for after in following:
+                for after in _followers(transaction, following):
                     way = "module" if number % 5 == 4 else "fast"
                     for contract in CONTRACTS if both else (CONTRACTS[number % 2],):
                         chosen.append(Cell(transaction, point, end, after, contract, way, mistake=number % 4 > 1))
                     number += 1
     return chosen
+
+
+def _followers(transaction: str, following: Sequence[str] = NEXT) -> list[str]:
+    """Return those of *following* that make sense after *transaction*."""
+    return [after for after in following if after != ("host-rebuilt" if transaction.startswith("pair") else "deploy")]
 
 
 def sample(*transactions: str) -> list[Cell]:
@@ -135,13 +160,13 @@ def sample(*transactions: str) -> list[Cell]:
     for transaction in transactions:
         for number, point in enumerate(POINTS[transaction]):
             end, way = ENDS[number % 2], "module" if number % 5 == 4 else "fast"
-            chosen.append(Cell(transaction, point, end, NEXT[number % 3], CONTRACTS[number // 2 % 2], way, mistake=number % 4 == 3))
+            chosen.append(Cell(transaction, point, end, _followers(transaction)[number % 3], CONTRACTS[number // 2 % 2], way, mistake=number % 4 == 3))
     return chosen
 
 
-def play(world: World, directory: Path, chosen: Sequence[Cell], *, parallel: int = 2) -> Iterator[Played]:
-    """Play *chosen* in *directory*, and yield what became of each, in order."""
-    stage = _Stage(world, directory)
+def play(world: World | Atlas, directory: Path, chosen: Sequence[Cell], *, parallel: int = 2) -> Iterator[Played]:
+    """Play *chosen*, all with tokens or all with pairs, in *directory*, and yield what became of each, in order."""
+    stage = _Stage(Pairs(world) if isinstance(world, Atlas) else Tokens(world), directory)
     try:
         yield from stage.play(chosen, parallel)
     finally:
@@ -151,22 +176,22 @@ def play(world: World, directory: Path, chosen: Sequence[Cell], *, parallel: int
 class _Stage:
     """Hosts and control nodes of a passage through the matrix."""
 
-    def __init__(self, world: World, directory: Path) -> None:
-        self.world = world
+    def __init__(self, ground: Ground, directory: Path) -> None:
+        self.ground = ground
         self.directory = directory
         self.away, self.ends = directory / "away", directory / "ends"
         for folder in (self.away, self.ends):
             folder.mkdir(parents=True)
         self.first = Controller(directory / "first-node")
         self.other = Controller(directory / "other-node")
-        self.agents: dict[Cell, Agent] = {}
+        self.agents: dict[Cell, Subject] = {}
         self.mounted: list[Path] = []
         self.starting = threading.Lock()
 
     def play(self, chosen: Sequence[Cell], parallel: int) -> Iterator[Played]:
         """See the function of the same name."""
         for cell in chosen:
-            self.agents[cell] = Agent(self.world, cell.contract, self._host(cell), cell.way, policy=cell.transaction == "enrol")
+            self.agents[cell] = self.ground.put(cell.contract, cell.way, self._host(cell), policy=cell.transaction == "enrol")
             (self.ends / cell.name).write_text(cell.fault)
         enrolled = [cell for cell in chosen if cell.transaction != "enrol"]
         problems: dict[Cell, str] = {}
@@ -200,24 +225,15 @@ class _Stage:
 
     def _host(self, cell: Cell) -> Path:
         """Return the directory of a cell's host, a small file system of its own where it is to run full or become read-only."""
-        place = self.directory / "hosts" / cell.name
+        place = self.directory / "hosts" / str(len(self.agents))
         place.mkdir(parents=True)
         if cell.end in ("disk-full", "read-only"):
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_SIZE},mode=0755", "muster-test", str(place)], check=True)
             self.mounted.append(place)
         return place
 
-    def _options(self, module: str, cell: Cell) -> dict[str, Any]:
-        agent = self.agents[cell]
-        if module == REGISTER:
-            return agent.options(adopt="always", lease=2)
-        gate = {"seen": False, "attempts": 1, "delay": 0.2}
-        if module == HEALTH:
-            return {**{name: value for name, value in agent.options().items() if name in _HEALTH_OPTIONS}, **gate}
-        return agent.options(agent_token_policy=None, settle_timeout=3, lease=2, **gate)
-
     def _start(self, node: Controller, module: str, chosen: Iterable[Cell], *, ending: bool = False, **changes: Any) -> Running:
-        orders = {cell.name: {**self._options(module, cell), **changes} for cell in chosen}
+        orders = {cell.name: {**self.ground.options(module, self.agents[cell]), **changes} for cell in chosen}
         task, hosts = for_each(module, orders)
         environment = {"ANSIBLE_CONNECTION_PLUGINS": str(CONNECTIONS), "MUSTER_TEST_AWAY": str(self.away), "ANSIBLE_PIPELINING": "1"}
         if ending:
@@ -234,7 +250,7 @@ class _Stage:
     def _end(self, transaction: str, kind: str, group: Sequence[Cell]) -> dict[Cell, str]:
         """Run a transaction on all hosts of *group*, and end it at each one's point. Returns what did not go as it should."""
         changes: dict[str, Any] = {"when": ["always"]} if MODULES[transaction] == ROTATE else {}
-        if transaction == "back":
+        if transaction.endswith("back"):
             changes["health_url"] = DEAD
         running = self._start(self.first, MODULES[transaction], group, ending=True, **changes)
         if kind == "exception":
@@ -287,8 +303,7 @@ class _Stage:
         """Run again: the same command where that makes sense, a plain enrolment elsewhere."""
         runs: dict[tuple[str, str], list[Cell]] = {}
         for cell in chosen:
-            same = cell.next == "same-controller"
-            runs.setdefault(("first", MODULES[cell.transaction]) if same else ("other", REGISTER), []).append(cell)
+            runs.setdefault(("first" if cell.next == "same-controller" else "other", cell.module), []).append(cell)
 
         def again(node: Controller, module: str, mine: Sequence[Cell]) -> dict[Cell, str]:
             play = self._run(node, module, mine)
@@ -301,29 +316,47 @@ class _Stage:
         """Look at every host, then run once more and see that nothing is sent and nothing changes."""
         found: dict[Cell, str] = {}
         # Rotation leaves it to the enrolment to bring Vault's own token for the agent up to date; nothing of that is due here.
-        whole = [cell for cell in chosen if cell not in problems]
-        for cell in whole:
+        self._check([cell for cell in chosen if cell not in problems], found)
+        whole = [cell for cell in chosen if cell not in problems and cell not in found]
+        self._see_quiet(whole, found)
+        pairs = [cell for cell in whole if cell.of_pair and cell not in found]
+        if pairs:
+            last = self._run(self.other, ROTATE, pairs, when=["always"])
+            self._check(pairs, found)
+            for cell in pairs:
+                result = last.result(cell.name)
+                if result["failed"]:
+                    found[cell] = f"a further rotation failed: {result.get('msg')}"
+                elif not self.ground.names(self.agents[cell], " ".join(result.get("warnings", []))):
+                    found[cell] = f"a record that stays was not named: {result.get('warnings')}"
+            self._see_quiet([cell for cell in pairs if cell not in found], found)
+        return found
+
+    def _check(self, chosen: Iterable[Cell], found: dict[Cell, str]) -> None:
+        """Look at the hosts, and note in *found* what is not as it should be."""
+        for cell in chosen:
             agent = self.agents[cell]
             try:
-                agent.check_healthy()
+                self.ground.check(agent)
             except (AssertionError, OSError, ValueError, KeyError) as error:
                 found[cell] = f"is not healthy: {type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}"
-            spool = Spool(str(self.first.home / "muster" / "spool"), agent.stacker.url, agent.name)
+            spool = Spool(str(self.first.home / "muster" / "spool"), self.ground.url(agent), agent.name)
             if cell.next == "same-controller" and spool.find() is not None:
                 found[cell] = "has a credential left in the controller's spool"
-        whole = [cell for cell in whole if cell not in found]
+
+    def _see_quiet(self, whole: Sequence[Cell], found: dict[Cell, str]) -> None:
+        """Deploy once more, and note in *found* whatever is sent or changed."""
         if not whole:
-            return found
-        self.world.quiet()
+            return
+        self.ground.quiet()
         again = self._run(self.other, REGISTER, whole)
-        sent = self.world.mutations()
+        sent, before = self.ground.mutations(), len(found)
         for cell in whole:
             result = again.result(cell.name)
             if result["failed"] or result["changed"]:
                 found[cell] = f"the second run was not quiet: {result.get('action')} {result.get('reason')} {result.get('msg')}"
-        if sent and not found:
+        if sent and len(found) == before:
             found[whole[0]] = f"the second runs sent changes: {sent[:3]}"
-        return found
 
 
 def _fill(place: Path) -> None:

@@ -97,6 +97,12 @@ class Host:
         }
         return {key: value for key, value in {**given, **changes}.items() if value is not None}
 
+    def signing(self) -> dict[str, Any]:
+        """How a new pair is made for it, as cert_issue takes it."""
+        files = {"certificate": str(self.atlas.agents_ca.ca_file), "key": str(self.atlas.agents_ca.directory / "ca.key")}
+        return {"issuer": "own_ca", "own_ca": files, "extended_key_usage": ["clientAuth"], "key_usage": ["digitalSignature"],
+                "subject": {"O": "KubeAtlas", "CN": f"agent-{self.name}"}}
+
     def login(self) -> dict[str, Any]:
         """The options of every module that talks to the control plane."""
         return {

@@ -23,20 +23,9 @@ QUIET: dict[str, Any] = {"capabilities": None, "seen": False, "attempts": 1, "de
 DEAD = "http://127.0.0.1:9/health"
 
 
-def signer(atlas: Atlas) -> dict[str, Any]:
-    """How a new pair is made, as cert_issue takes it."""
-    files = {"certificate": str(atlas.agents_ca.ca_file), "key": str(atlas.agents_ca.directory / "ca.key")}
-    return {"issuer": "own_ca", "own_ca": files, "extended_key_usage": ["clientAuth"], "key_usage": ["digitalSignature"]}
-
-
-def pair_of(host: Host) -> dict[str, Any]:
-    """What cert_issue makes on *host*."""
-    return {**signer(host.atlas), "subject": {"O": "KubeAtlas", "CN": f"agent-{host.name}"}}
-
-
 def rotation(host: Host, **changes: Any) -> dict[str, Any]:
     """The options of token_rotate for *host*; None removes one."""
-    given = {**host.options(), **QUIET, "certificate": pair_of(host), **changes}
+    given = {**host.options(), **QUIET, "certificate": host.signing(), **changes}
     return {key: value for key, value in given.items() if value is not None}
 
 
@@ -157,7 +146,7 @@ def test_lost_answers_and_runs_that_die_leave_one_record_for_the_new_pair(atlas:
 def deployed(controller: Controller, hosts: Mapping[str, Host]) -> Play:
     """Deploy: the pair is seen to, then the agent is enrolled."""
     place = {name: {"certificate_path": str(host.certificate), "key_path": str(host.certificate.with_suffix(".key"))} for name, host in hosts.items()}
-    issue, made = for_each(ISSUE, {name: {**place[name], **pair_of(host)} for name, host in hosts.items()})
+    issue, made = for_each(ISSUE, {name: {**place[name], **host.signing()} for name, host in hosts.items()})
     task, given = for_each(REGISTER, orders(hosts, lease=1))
     issue = {**issue, ISSUE: {name: value.replace("given", "made") for name, value in issue[ISSUE].items()}}
     return controller.run([issue, task], {name: {**given[name], "made": made[name]["given"]} for name in hosts}).good()
