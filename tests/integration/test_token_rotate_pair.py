@@ -187,6 +187,35 @@ def test_a_deploy_in_the_middle_leaves_the_waiting_pair_to_the_next_rotation(atl
     assert ({again.result(name)["action"] for name in hosts}, atlas.mutations()) == ({"unchanged"}, [0, 0])
 
 
+def test_vault_or_a_remote_signer_may_certify_the_new_pair(atlas: Atlas, controller: Controller, bao: OpenBao, tmp_path: Path) -> None:
+    hosts = {f"{contract}-{signer}": Host(atlas, contract, tmp_path / f"{contract}-{signer}") for contract in CONTRACTS for signer in ("vault", "remote")}
+    for host in hosts.values():
+        host.put()
+    controller.each(REGISTER, orders(hosts)).good()
+    authority = atlas.agents_ca
+    bao.call("POST", "sys/mounts/pki-pairs", {"type": "pki", "config": {"max_lease_ttl": "8760h"}})
+    bao.call("POST", "pki-pairs/config/ca", {"pem_bundle": (authority.directory / "ca.key").read_text() + authority.ca_file.read_text()})
+    bao.call("POST", "pki-pairs/roles/agent", {"allow_any_name": True, "enforce_hostnames": False, "key_type": "any", "organization": "KubeAtlas",
+                                               "max_ttl": "8000h"})
+    login = {"url": bao.url, "ca_cert": str(bao.ca_file), "token_file": str(bao.token_file)}
+    vault = {"issuer": "vault_pki", "vault_pki": {"mount": "pki-pairs", "role": "agent"}, "vault": login, "valid_days": 90}
+    given, before = {}, lying(hosts)
+    for name, host in hosts.items():
+        remote = {"issuer": "remote_signer", "url": host.server.url, "ca_cert": str(atlas.ca.ca_file), "issuer_ca": str(authority.ca_file),
+                  "controller_name": "main"}
+        given[name] = rotation(host, certificate={**(vault if name.endswith("vault") else remote), "subject": host.signing()["subject"]})
+    atlas.quiet()
+    bao.reset_mutations()
+    done = controller.each(ROTATE, given, arguments=["-vvvvvv"]).good()
+    for name, host in hosts.items():
+        assert (done.result(name)["action"], host.receipt()["phase"]) == ("rotated", "COMMITTED")
+        host.check_healthy(records=2)
+        assert lying(hosts)[name][1] != before[name][1]
+    assert bao.mutating_requests() == ["update pki-pairs/sign/agent"] * len(CONTRACTS)
+    assert [server.counters()["by_outcome"]["kubeatlas_sign"] for server in atlas.servers.values()] == [{"200": 1}] * len(CONTRACTS)
+    assert found_in(done.output + done.events, [bao.root_token]) == []
+
+
 def test_without_a_signer_or_a_login_nothing_is_begun(atlas: Atlas, controller: Controller, tmp_path: Path) -> None:
     login = {"username": None, "password": None, "client_secret": None, "issuer_url": None}
     hosts = {name: Host(atlas, "shipped", tmp_path / name) for name in ("unsigned", "token", "no-ca", "elsewhere", "typo")}
