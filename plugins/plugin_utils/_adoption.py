@@ -105,7 +105,7 @@ def candidates_in_vault(
         wanted = {secret: name for name, secret in path.fields.items() if secret in (*secret_names, *optional, AGENT_ID)}
         if not all(name in wanted for name in secret_names):
             continue
-        entry = vault.read(path)
+        entry = vault.recall(path)
         found = {secret: entry.fields[name] for secret, name in wanted.items() if name in entry.fields}
         stored_id = found.pop(AGENT_ID, None)
         if all(name in found for name in secret_names):

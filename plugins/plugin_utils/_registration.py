@@ -61,7 +61,7 @@ def _parts(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mapping
     return Parts(
         plane=plane, host=Host(action, task_vars, store=args["store"], control_plane=args["control_plane"], name=args["name"], delivery=args["delivery"]),
         spool=Spool(state_directory("spool"), plane.http.url, args["name"]), render=rendered, file_paths=tuple(item["path"] for item in files),
-        vault=Vault(args["vault"]) if args.get("vault") else None, vault_url=args["vault"]["url"] if args.get("vault") else "")
+        vault=Vault(args["vault"], state_directory("vault")) if args.get("vault") else None, vault_url=args["vault"]["url"] if args.get("vault") else "")
 
 
 def _result(outcome: Outcome, parts: Parts, *, diff: bool) -> dict[str, t.Any]:

@@ -23,7 +23,7 @@ from ansible_collections.muster.agents.plugins.module_utils._secrets import Secr
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import Rejected
 from ansible_collections.muster.agents.plugins.plugin_utils._shared_state import SharedDocument
 
-__all__ = ["Session", "Sessions"]
+__all__ = ["Session", "Sessions", "this_run"]
 
 _MARGIN = 60.0  # seconds before its end at which a session is not begun on any more
 
@@ -60,7 +60,7 @@ class Sessions:
             try:
                 session = login()
             except Rejected as error:
-                document["refused"] = {"run": _this_run(), "msg": error.msg}
+                document["refused"] = {"run": this_run(), "msg": error.msg}
                 refused = error
             else:
                 document["session"] = {"token": session.token.reveal(), "expires_at": session.expires_at}
@@ -86,7 +86,7 @@ class Sessions:
         document_file = self._document("bootstrap", "", secret)
         with document_file.held() as document:
             self._raise_if_refused(document)
-            proved = document.get("good") == _this_run()
+            proved = document.get("good") == this_run()
             if not proved:
                 refused: list[Rejected] = []
                 try:
@@ -96,9 +96,9 @@ class Sessions:
                         raise
                     refused.append(error)
                 if not refused:
-                    document["good"] = _this_run()
+                    document["good"] = this_run()
                     return
-                document["refused"] = {"run": _this_run(), "msg": refused[0].msg}
+                document["refused"] = {"run": this_run(), "msg": refused[0].msg}
         if proved:
             yield
             return
@@ -106,7 +106,7 @@ class Sessions:
 
     def _raise_if_refused(self, document: dict[str, t.Any]) -> None:
         refused = document.get("refused")
-        if isinstance(refused, dict) and refused.get("run") == _this_run():
+        if isinstance(refused, dict) and refused.get("run") == this_run():
             raise Rejected(f"Not sent, since it was refused for another host of this play: {refused.get('msg', '')}", reason="bad_bootstrap")
         document.pop("refused", None)
 
@@ -121,7 +121,7 @@ class Sessions:
         return bytes.fromhex(key) if self._directory else b"private"
 
 
-def _this_run() -> str:
+def this_run() -> str:
     """Return what tells this run of ansible-playbook from others: the process that all workers were forked from, and when it began."""
     parent = os.getppid()
     try:

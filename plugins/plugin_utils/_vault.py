@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import AgentsError, InvalidInput, VaultFailure
 from ansible_collections.muster.agents.plugins.plugin_utils._http import Transport
+from ansible_collections.muster.agents.plugins.plugin_utils._sessions import this_run
+from ansible_collections.muster.agents.plugins.plugin_utils._shared_state import SharedDocument
 from ansible_collections.muster.agents.plugins.plugin_utils._vault_auth import auth_method
 from ansible_collections.muster.agents.plugins.plugin_utils._vault_client import AnswerLost, Refusal, VaultClient, checked_path
 from ansible_collections.muster.agents.plugins.plugin_utils._vault_policy import (
@@ -41,6 +43,8 @@ _TRIES = 5
 _SETTLE = (0.0, 0.1, 0.4, 1.0)
 # Paths whose capabilities are asked for at once: OpenBao refuses a request with more than a thousand strings.
 _ASKED_AT_ONCE = 250
+# Entries that a session remembers: those of one agent, not of a fleet.
+_MOST_REMEMBERED = 16
 _CAS_WORDS = "check-and-set"
 
 
@@ -57,7 +61,7 @@ class VaultEntry:
     """An entry as its readers see it. *version* is None on KV v1; *fields* holds the text fields they find.
 
     *flat* tells of a KV v1 entry without the inner ``data``: it exists, and no reader can read it. *written_at* is when this version was
-    written, as Vault tells it (RFC 3339), empty on KV v1.
+    written, as Vault tells it (RFC 3339), empty on KV v1. *whole* is all that was read, other writers' fields included.
     """
 
     path: str
@@ -68,6 +72,7 @@ class VaultEntry:
     fields: t.Mapping[str, Secret]
     flat: bool = False
     written_at: str = ""
+    whole: _State | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -171,8 +176,11 @@ def check_secret_names(paths: t.Iterable[VaultPath], known: t.Collection[str]) -
 class Vault:
     """One session with one Vault or OpenBao. Use it as a context manager, or call :meth:`close`."""
 
-    def __init__(self, options: t.Mapping[str, t.Any]) -> None:
-        """Check *options* (the validated ``vault`` dictionary), read its files; nothing is sent. Raises InvalidInput or MissingLibrary."""
+    def __init__(self, options: t.Mapping[str, t.Any], shared: str = "") -> None:
+        """Check *options* (the validated ``vault`` dictionary), read its files; nothing is sent. Raises InvalidInput or MissingLibrary.
+
+        *shared*: where the forks of a controller tell each other which mounts there are, for one run; empty to share nothing.
+        """
         transport = Transport(
             ca_cert=options.get("ca_cert") or "", client_cert=options.get("client_cert") or "", client_key=options.get("client_key") or "",
             validate_certs=options.get("validate_certs", True), timeout=options.get("timeout") or 10.0,
@@ -181,7 +189,9 @@ class Vault:
         self._options = options
         self._method = auth_method(options)
         self._mounts: list[_Mount] = []
+        self._last: dict[str, _State] = {}
         self.url = self._client.url
+        self._shared = SharedDocument(shared, "mounts", self.url, str(options.get("namespace") or ""))
 
     def companion(self) -> Vault:
         """Return another session that works with this one's login, for a thread of its own. Close it before this one."""
@@ -252,13 +262,21 @@ class Vault:
     def read(self, path: VaultPath | str) -> VaultEntry:
         """Return the entry as its readers see it. Raises VaultFailure."""
         name = path.path if isinstance(path, VaultPath) else checked_path(path, option="path")
-        state = self._state(name)
-        return VaultEntry(
-            path=name, mount=state.mount.path, kv_version=state.mount.version, exists=state.exists, version=state.version, flat=state.flat,
-            written_at=state.written_at,
-            fields={key: Secret(value) for key, value in state.visible.items() if isinstance(value, str) and value})
+        return _entry(name, self._state(name))
+
+    def recall(self, path: VaultPath) -> VaultEntry:
+        """Return the entry as this session saw it last, and read it only when it never did. Raises VaultFailure."""
+        return _entry(path.path, self._last.get(path.path) or self._state(path.path))
 
     def _state(self, path: str) -> _State:
+        state = self._asked_state(path)
+        self._last.pop(path, None)
+        self._last[path] = state
+        if len(self._last) > _MOST_REMEMBERED:
+            del self._last[next(iter(self._last))]
+        return state
+
+    def _asked_state(self, path: str) -> _State:
         self.authenticate()
         mount = self._mount(path)
         try:
@@ -287,14 +305,16 @@ class Vault:
         """Make the readers of *path* find *secrets* under its fields, keep every other field, and check by reading as they do.
 
         Nothing is written when they find them already. On KV v2 check-and-set guards the write, so that what others write meanwhile is
-        kept; KV v1 has no such guard. Raises VaultFailure (cas_conflict when others keep writing), InvalidInput for an unknown secret.
+        kept, and what this session has read before is good enough to begin with; KV v1 has no such guard. Raises VaultFailure (cas_conflict
+        when others keep writing), InvalidInput for an unknown secret.
         """
         wanted = _wanted(path, secrets)
         for secret in secrets.values():
             self._client.remember(secret)
         unanswered: VaultChange | None = None
-        for _try in range(_TRIES):
-            state = self._state(path.path)
+        for number in range(_TRIES):
+            known = self._last.get(path.path) if number == 0 else None
+            state = known if known is not None and _guards(known, path, wanted) else self._state(path.path)
             change = _planned(path, state, wanted)
             if not change.changed:
                 return replace(unanswered, version=state.version) if unanswered else change
@@ -316,11 +336,12 @@ class Vault:
         wanted = _wanted(path, secrets)
         for secret in secrets.values():
             self._client.remember(secret)
-        for _try in range(_TRIES):
-            state = self._state(path.path)
+        for number in range(_TRIES):
+            known = seen.whole if number == 0 else None
+            state = known if known is not None and _guards(known, path, wanted) else self._state(path.path)
             change = _planned(path, state, wanted)
             if not change.changed:
-                return replace(change, changed=_try > 0)
+                return replace(change, changed=number > 0)
             if not _as_seen(path, state, seen):
                 break
             try:
@@ -330,6 +351,27 @@ class Vault:
                 continue  # whether it landed shows at the next look
         raise VaultFailure(
             f"{path.path} was changed by somebody else since it was read: nothing was written there. Run again.", reason="cas_conflict")
+
+    def create(self, path: VaultPath, secrets: t.Mapping[str, Secret]) -> bool:
+        """Write *secrets* under *path* where nothing is nor ever was, in one request. False when something is, on KV v1, and when nobody can say.
+
+        Check-and-set decides, so that of two who create the same entry one gets True. Raises VaultFailure.
+        """
+        wanted = _wanted(path, secrets)
+        self.authenticate()
+        mount = self._mount(path.path)
+        if mount.version == 1:
+            return False
+        try:
+            return self._write(path.path, _State(mount, False, 0, {}), wanted)
+        except AnswerLost:
+            return False
+
+    def destroy(self, path: VaultPath) -> None:
+        """Delete the entry with all of its versions, whatever it holds, without a look. Raises VaultFailure."""
+        self.authenticate()
+        mount = self._mount(path.path)
+        self._client.call("DELETE", path.path if mount.version == 1 else _metadata_path(mount, path.path))
 
     def _write(self, path: str, state: _State, document: t.Mapping[str, t.Any]) -> bool:
         """Write *document*; False when another writer came first. Raises AnswerLost when nobody can say."""
@@ -427,7 +469,7 @@ class Vault:
 
     def _mount(self, path: str) -> _Mount:
         """Return the KV mount that holds *path*. Raises VaultFailure when there is none, or when *path* has not its engine's shape."""
-        for mount in self._mounts:
+        for mount in self._mounts or self._told_mounts():
             if path.startswith(f"{mount.path}/"):
                 _check_shape(path, mount)
                 return mount
@@ -441,7 +483,23 @@ class Vault:
         mount = _kv_mount(path, data)
         _check_shape(path, mount)
         self._mounts.append(mount)
+        self._tell_mount(mount)
         return mount
+
+    def _told_mounts(self) -> list[_Mount]:
+        """Return the mounts that other forks of this run have met. No mount lies below another one, so a path has one at most."""
+        with self._shared.held() as document:
+            told = document.get("mounts") if document.get("run") == this_run() else None
+        self._mounts = [_Mount(str(path), int(version)) for path, version in told.items()] if isinstance(told, dict) else []
+        return self._mounts
+
+    def _tell_mount(self, mount: _Mount) -> None:
+        run = this_run()
+        with self._shared.held() as document:
+            if document.get("run") != run:
+                document.clear()
+                document["run"] = run
+            document.setdefault("mounts", {})[mount.path] = mount.version
 
     def _listed_mount(self, path: str) -> dict[str, t.Any]:
         """Find the mount in the full list: Vault answers the cheaper question with 403 without a mount and without any right below it."""
@@ -460,6 +518,18 @@ class Vault:
             raise _no_mount(path, engines)
         name = max(names, key=len)
         return {**listed[name], "path": name}
+
+
+def _entry(path: str, state: _State) -> VaultEntry:
+    return VaultEntry(
+        path=path, mount=state.mount.path, kv_version=state.mount.version, exists=state.exists, version=state.version, flat=state.flat,
+        written_at=state.written_at, whole=state,
+        fields={key: Secret(value) for key, value in state.visible.items() if isinstance(value, str) and value})
+
+
+def _guards(known: _State, path: VaultPath, wanted: t.Mapping[str, str]) -> bool:
+    """Say whether an entry read before may be worked with: where it leads to a write, which fails by check-and-set if somebody wrote since."""
+    return known.version is not None and _planned(path, known, wanted).changed
 
 
 def _as_seen(path: VaultPath, state: _State, seen: VaultEntry) -> bool:

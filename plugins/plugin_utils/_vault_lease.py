@@ -22,6 +22,7 @@ __all__ = ["LEASE_NAME", "lease_path", "leased"]
 
 LEASE_NAME = "muster_lease"
 _FIELDS = {"holder": "holder", "until": "until"}
+_MARGIN = 2.0  # seconds before its end at which a lease is not touched any more: another run may take it, by a clock of its own
 
 
 def lease_path(path: str) -> str:
@@ -33,27 +34,39 @@ def lease_path(path: str) -> str:
 def leased(vault: Vault, path: str, holder: str, seconds: float) -> t.Iterator[None]:
     """Hold the lease beside the entry *path* for the block, at most *seconds*. Raises Busy when somebody else has it, VaultFailure."""
     place = VaultPath(lease_path(path), _FIELDS)
-    seen = vault.read(place)
-    if seen.kv_version == 1:
+    until = time.time() + seconds
+    if not _taken(vault, place, holder, until):
         yield
         return
+    try:
+        yield
+    finally:
+        _let_go(vault, place, holder, until)
+
+
+def _taken(vault: Vault, place: VaultPath, holder: str, until: float) -> bool:
+    """Take the lease; False on KV v1. As a rule nobody has it and one request is enough: a write that fails where anything is or ever was."""
+    if vault.create(place, _values(holder, until)):
+        return True
+    seen = vault.read(place)
+    if seen.kv_version == 1:
+        return False
     _require_free(seen, holder)
     try:
-        vault.exchange(place, _values(holder, time.time() + seconds), seen)
+        vault.exchange(place, _values(holder, until), seen)
     except VaultFailure as error:
         if error.reason != "cas_conflict":
             raise
         raise Busy(f"The lease at {place.path} was taken by another run a moment ago: wait for it, then run again.") from None
-    try:
-        yield
-    finally:
-        _let_go(vault, place, holder)
+    return True
 
 
-def _let_go(vault: Vault, place: VaultPath, holder: str) -> None:
-    """Remove the lease, or let it end now where the token may not delete; where neither works it ends by itself."""
+def _let_go(vault: Vault, place: VaultPath, holder: str, until: float) -> None:
+    """Remove the lease, or let it end now where the token may not delete; where neither works, or it ran out and may be another's, it ends by itself."""
+    if time.time() > until - _MARGIN:
+        return
     try:
-        vault.remove(place)
+        vault.destroy(place)
     except AgentsError:
         with contextlib.suppress(AgentsError):
             vault.ensure(place, _values(holder, 0.0))

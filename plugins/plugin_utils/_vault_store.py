@@ -15,6 +15,7 @@ from ansible_collections.muster.agents.plugins.module_utils._secrets import Secr
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import AgentsError, Ambiguous, InvalidInput
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Host, Look, require_free
 from ansible_collections.muster.agents.plugins.plugin_utils._options import user_secrets
+from ansible_collections.muster.agents.plugins.plugin_utils._shared_state import state_directory
 from ansible_collections.muster.agents.plugins.plugin_utils._store import deliver_secret
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import (
     AgentTokenPolicy,
@@ -67,7 +68,7 @@ class _Done:
 def keep(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mapping[str, t.Any], *, check_mode: bool) -> dict[str, t.Any]:
     """Carry out the task and return its result, with the diff under ``diff``. Raises AgentsError with what was done before it failed."""
     wish = _wish(action, args, task_vars, check_mode)
-    with Vault(args["vault"]) as vault:
+    with Vault(args["vault"], state_directory("vault")) as vault:
         own = user_secrets(args)
         look = wish.host.look() if wish.host is not None and (wish.policy or not wish.remove) else None
         secrets = _known_secrets(own, look)

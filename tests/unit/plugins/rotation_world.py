@@ -215,6 +215,9 @@ class Safe:
         return t.cast(VaultEntry, self.world.effects.take("vault read", lambda: VaultEntry(
             PATH, "secret", 2, bool(self.versions), len(self.versions), {"token": Secret(self.value())} if self.versions else {})))
 
+    def recall(self, path: VaultPath) -> VaultEntry:
+        return self.read(path)
+
     def plan(self, path: VaultPath, secrets: t.Mapping[str, Secret]) -> VaultChange:
         changed = self.value() != secrets["token"].reveal()
         return VaultChange(PATH, "secret", 2, changed, len(self.versions), len(self.versions) + changed, ("token",))

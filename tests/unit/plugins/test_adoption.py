@@ -142,7 +142,7 @@ class _Entries:
     def __init__(self, **entries: dict[str, Secret]) -> None:
         self._entries = entries
 
-    def read(self, path: VaultPath) -> VaultEntry:
+    def recall(self, path: VaultPath) -> VaultEntry:
         return VaultEntry(path.path, "m", 2, path.path in self._entries, 1, self._entries.get(path.path, {}))
 
 

@@ -195,6 +195,9 @@ class Safe:
     def read(self, path: VaultPath) -> VaultEntry:
         return VaultEntry(path.path, "status_panel", 2, path.path in self.entries, 1, dict(self.entries.get(path.path, {})))
 
+    def recall(self, path: VaultPath) -> VaultEntry:
+        return self.read(path)
+
     def plan(self, path: VaultPath, secrets: t.Mapping[str, Secret]) -> VaultChange:
         wanted = {name: secrets[secret] for name, secret in path.fields.items()}
         changed = any(self.entries.get(path.path, {}).get(name) != value for name, value in wanted.items())

@@ -258,7 +258,7 @@ def test_a_bootstrap_secret_that_was_refused_is_sent_once(tmp_path: Path) -> Non
 def test_another_run_tries_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Rejected):
         _use(tmp_path, Rejected("The secret is wrong.", reason="bad_bootstrap"))
-    monkeypatch.setattr(_sessions, "_this_run", lambda: "another")
+    monkeypatch.setattr(_sessions, "this_run", lambda: "another")
     assert _use(tmp_path)
 
 
