@@ -16,15 +16,18 @@ from reference_server.client import ReferenceServer, Tls
 from world import OpenBao
 from world.ca import CertificateAuthority
 
+from .agents import REGISTER
+from .atlas import CLIENT_SECRET, PASSWORD, Atlas, Host, orders
 from .authority import Authority, openssl
 from .canary import Watch, found_in, found_in_files
 from .controller import Controller, for_each
 from .test_no_secret_leaks import runner_job
 
-ISSUE, CHECK = "muster.agents.cert_issue", "muster.agents.cert_check"
+ISSUE, CHECK, ROTATE = "muster.agents.cert_issue", "muster.agents.cert_check", "muster.agents.token_rotate"
 PASSPHRASE, LOCK = "canary-passphrase-of-the-ca-8e21", 'canary "passphrase\' of a key$b7'
 WRONG = "canary-passphrase-that-is-wrong-40ad"
 WRONG_TOKEN = "canary-vault-token-that-is-wrong-77c0"
+PROXY_PASSWORD = "canary-password-of-a-proxy-19d4"
 
 
 @pytest.fixture(scope="module")
@@ -93,5 +96,50 @@ def test_no_key_passphrase_or_token_shows_in_success_or_failure(
     secrets = [PASSPHRASE, LOCK, WRONG, WRONG_TOKEN, bao.root_token, *keys]
     assert (watch.processes(secrets), watch.log(secrets)) == ([], [])
     for place in (artefacts, controller.scratch, controller.home):
+        assert found_in_files(place, secrets) == []
+    assert found_in((tmp_path / "ansible.log").read_bytes(), secrets) == []
+
+
+def test_a_rotation_whose_pair_fails_anywhere_shows_no_secret(
+    controller: Controller, authority: Authority, atlas: Atlas, bao: OpenBao, tmp_path: Path) -> None:
+    """What token_rotate is told of the signer is one option, which core does not look into: whoever fails, nothing of it is shown."""
+    hosts = {name: Host(atlas, "documented", tmp_path / name) for name in ("good", "refused", "red", "passphrase", "misspelt", "vault", "signer", "proxy")}
+    for host in hosts.values():
+        host.put()
+    controller.each(REGISTER, orders(hosts)).good()
+    trusted = tmp_path / "trusted.key"
+    openssl("pkey", "-in", str(atlas.agents_ca.directory / "ca.key"), "-aes256", "-passout", "stdin", "-out", str(trusted), stdin=f"{PASSPHRASE}\n")
+    own = {"certificate": str(atlas.agents_ca.ca_file), "key": str(trusted), "passphrase": PASSPHRASE}
+    foreign = {"certificate": str(authority.file), "key": str(authority.key_file), "passphrase": PASSPHRASE}
+    pki = {"issuer": "vault_pki", "vault_pki": {"mount": "pki-cert-leaks", "role": "agent"}, "vault": {"url": bao.url, "ca_cert": str(bao.ca_file)}}
+    remote = {"issuer": "remote_signer", "url": "https://localhost:1", "issuer_ca": str(atlas.agents_ca.ca_file), "controller_name": "main", "timeout": 2,
+              "retries": 0}
+    pairs: dict[str, tuple[str, dict[str, Any]]] = {
+        "good": ("", {"own_ca": own}), "refused": ("certificate_refused", {"own_ca": foreign}), "red": ("no_answer", {"own_ca": own}),
+        "passphrase": ("ca_passphrase", {"own_ca": {**own, "passphrase": WRONG}}),
+        "misspelt": ("invalid_input", {"own_ca": {**own, "pass_phrase": WRONG}}),
+        "vault": ("", {**pki, "vault": {**pki["vault"], "token": WRONG_TOKEN}}), "signer": ("", remote),
+        "proxy": ("proxy", {**remote, "proxy": f"http://operator:{PROXY_PASSWORD}@127.0.0.1:1"}),
+    }
+    options = {
+        name: {**host.options(capabilities=None), "when": ["always"], "seen": False, "attempts": 1, "delay": 0.2, "settle_timeout": 5,
+               "certificate": {"issuer": "own_ca", **pairs[name][1], "subject": host.signing()["subject"]}} for name, host in hosts.items()}
+    options["red"]["health_url"] = "http://127.0.0.1:9/health"
+    task, variables = for_each(ROTATE, options)
+    play = [{"hosts": "all", "connection": "local", "gather_facts": False, "tasks": [{**task, "register": "answer"}]}]
+    with Watch() as watch:
+        artefacts = runner_job(tmp_path / "job", controller, play, variables, "-vvvvvv --diff", ANSIBLE_PIPELINING="0",
+                               ANSIBLE_LOG_PATH=str(tmp_path / "ansible.log"))
+    results = {note["host"]: note for line in (tmp_path / "job" / "results.jsonl").read_text().splitlines() for note in [json.loads(line)]}
+    assert {name: note["outcome"] for name, note in results.items()} == {name: "ok" if name == "good" else "failed" for name in hosts}
+    for name, (reason, _pair) in pairs.items():
+        assert results[name]["result"].get("reason") == reason or not reason, results[name]["result"]
+        host = hosts[name]
+        assert (len(host.records()), host.receipt()["generation"]) == (2 if name in ("good", "red") else 1, 2 if name == "good" else 1)
+    keys = list(bodies(trusted, authority.key_file)) + [host.key for host in hosts.values()]
+    secrets = [PASSPHRASE, WRONG, WRONG_TOKEN, PROXY_PASSWORD, PASSWORD, CLIENT_SECRET, *keys]
+    shown = [secret for secret in secrets if secret not in (PASSWORD, CLIENT_SECRET)]  # the reference server has those from its command line
+    assert (watch.processes(shown), watch.log(secrets)) == ([], [])
+    for place in (artefacts, controller.scratch, controller.home, *(host.root for host in hosts.values())):
         assert found_in_files(place, secrets) == []
     assert found_in((tmp_path / "ansible.log").read_bytes(), secrets) == []
