@@ -31,7 +31,8 @@ def draw(document: Mapping[str, Any], folder: Path) -> None:
 
 def _ratios(document: Mapping[str, Any]) -> Figure | None:
     """How many times faster than what people use, with the target as a mark; one bar for each line that has a floor."""
-    lines = [line for experiment in document["experiments"] for line in experiment["lines"] if line["target"] and line["wanted"] == "at least"]
+    lines = [line for experiment in document["experiments"] for line in experiment["lines"]
+             if line["target"] and line["wanted"] == "at least" and line["unit"] == "x"]
     if not lines:
         return None
     figure = Figure(figsize=(11, 1.2 + 0.42 * len(lines)), layout="constrained")
