@@ -4,8 +4,8 @@
 
 """The transaction of a certificate: look at the host, have its key's request signed, check the answer, install it (private to muster.agents).
 
-Two visits to the host when something changes, one when nothing does. The key is made in the first and is on the host's disk before anybody hears of it,
-so that whatever happens later the same key is asked for again.
+Two visits to the host when something changes, one when nothing does; the second is a shell script where that will do. The key is made in the first and
+is on the host's disk before anybody hears of it, so that whatever happens later the same key is asked for again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ansible_collections.muster.agents.plugins.plugin_utils._errors import HostF
 from ansible_collections.muster.agents.plugins.plugin_utils._faults import reach
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Host
 from ansible_collections.muster.agents.plugins.plugin_utils._pair import Executor
+from ansible_collections.muster.agents.plugins.plugin_utils._pair_scripts import Installation, install
 from ansible_collections.muster.agents.plugins.plugin_utils.issuers import issuer_of
 from ansible_collections.muster.agents.plugins.plugin_utils.issuers._base import Chain, Issuer, Signed, SigningOrder
 
@@ -200,18 +201,31 @@ class _Issuance:
         reach("after_sign")
         warnings = check_answer(signed, csr, self._wish, self._chain)
         certificates = (signed.certificate, *((signed.intermediates or self._chain.intermediates) if self._wish.include_chain else ()))
-        outcome = self._installed(look, certificates, done, look.reason, f"A new certificate is in place ({sentence}).")
+        outcome = self._installed(
+            look, certificates, done, look.reason, f"A new certificate is in place ({sentence}).", fresh=not _is_held(signed.certificate, look))
         return replace(outcome, warnings=warnings)
 
-    def _installed(self, look: _Look, certificates: t.Sequence[x509.Certificate], action: str, reason: str, msg: str) -> _Outcome:
+    def _installed(
+        self, look: _Look, certificates: t.Sequence[x509.Certificate], action: str, reason: str, msg: str, *, fresh: bool = False,
+    ) -> _Outcome:
+        """Have *certificates* put in place; *fresh* when it is known that they belong to the key that waits on the host, and to no other."""
         ca = _text(self._chain.bundle) if self._wish.places.get("ca_path") else ""
+        wanted = Installation(self._wish.places, _text(certificates), ca, str(look.raw["token"]))
         reach("before_install")
-        raw = visit(self._host, {
-            **self._wish.places, "operation": "install", "certificate": _text(certificates), "ca": ca, "expect": look.raw["token"]})
+        generation = install(self._host, wanted) if fresh else None
+        if generation is None:
+            raw = visit(self._host, {
+                **wanted.places, "operation": "install", "certificate": wanted.certificate, "ca": wanted.ca, "expect": wanted.expect})
+            generation = int(raw["generation"])
         reach("after_install")
         shown = look.certificates if self._wish.check_mode else tuple(certificates)
-        same = raw["generation"] == look.raw["generation"] and not look.raw["reload_pending"]
-        return _Outcome(action, reason, msg, True, shown, raw["generation"], not same)
+        same = generation == look.raw["generation"] and not look.raw["reload_pending"]
+        return _Outcome(action, reason, msg, True, shown, generation, not same)
+
+
+def _is_held(leaf: x509.Certificate, look: _Look) -> bool:
+    """Say whether the host has the key of *leaf* in a pair already, so that it is more than one that waits."""
+    return any(x.public_bytes(held.public_key()) == x.public_bytes(leaf.public_key()) for text in look.raw["held"] for held in _parsed(text)[:1])
 
 
 def check_answer(signed: Signed, csr: bytes, wish: Wish, chain: Chain) -> tuple[str, ...]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import datetime
 import os
+import shutil
 import signal
 import ssl
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +29,7 @@ from ansible_collections.muster.agents.plugins.modules import key_pair
 from ansible_collections.muster.agents.plugins.plugin_utils import _issuance
 from ansible_collections.muster.agents.plugins.plugin_utils._pair_renewal import PairRenewal
 
-__all__ = ["Authority", "Machine", "killed_at"]
+__all__ = ["Authority", "Machine", "Way", "killed_at"]
 
 _STEPS = ("rename", "replace", "symlink", "unlink", "mkdir", "rmdir", "fsync", "write", "fchmod", "fchown", "chmod")
 Key = ec.EllipticCurvePrivateKey
@@ -62,13 +64,27 @@ class _Module:
         raise _Done({**result, "failed": True})
 
 
-class _Host:
-    """The way to the host: the module in this process. *visits* counts its executions; *clock* is how far the host's clock is off."""
+class Way:
+    """The way to the host: the module in this process, and scripts in the shell *runs* where one is named. *clock* is how far its clock is off."""
 
-    def __init__(self, *, check_mode: bool, clock: float = 0.0) -> None:
+    def __init__(self, *, check_mode: bool = False, clock: float = 0.0, runs: str = "", environment: Mapping[str, str] | None = None) -> None:
         self.check_mode = check_mode
         self.clock = clock
         self.visits: list[str] = []
+        self.answers: list[str] = []
+        self.truncate: int | None = None
+        self._shell = [str(shutil.which(runs)), *(["sh"] if runs == "busybox" else [])] if runs else []
+        self._environment = {"PATH": os.environ["PATH"], **(environment or {})}
+
+    def run_script(self, script: str, data: bytes | None = None) -> tuple[int, str, str] | None:
+        if not self._shell:
+            return None
+        self.visits.append("script")
+        done = subprocess.run(
+            [*self._shell, "-c", script], check=False, capture_output=True, input=(data or b"")[: self.truncate], env=self._environment,
+            start_new_session=True)
+        self.answers.append(done.stdout.decode())
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
 
     def execute(self, module: str, options: Mapping[str, Any]) -> dict[str, Any]:
         assert module == "muster.agents.key_pair"
@@ -127,10 +143,13 @@ class Authority:
         return index.read_text().splitlines() if index.exists() else []
 
     def by_hand(self, machine: Machine, request: x.Request, *, days: tuple[float, float] = (-1, 365), **more: Any) -> None:
-        """Put a plain pair at the machine's fixed paths, as somebody's own script does; *more* are the authority's further options."""
+        """Put a plain pair at the machine's fixed paths, as somebody's own script does.
+
+        *more*: ``serial``, and ``asked`` for the signing request of another key, so that the pair does not belong together.
+        """
         machine.certificate.parent.mkdir(parents=True, exist_ok=True)
         key, csr = x.new_key_and_request(request)
-        asked = x.load_request(csr)
+        asked = x.load_request(more.get("asked") or csr)
         now = datetime.datetime.now(datetime.timezone.utc)
         builder = (
             x509.CertificateBuilder().subject_name(asked.subject).issuer_name(self.name).public_key(cast(Any, asked.public_key()))
@@ -154,6 +173,8 @@ class Machine:
         self.certificate, self.key, self.ca = (directory / "certs" / name for name in ("agent.crt", "agent.key", "ca.crt"))
         self.unit = directory / "certs" / ".muster" / "agent.crt"
         self.visits: list[str] = []
+        self.shell = ""
+        self.environment: dict[str, str] = {}
 
     def options(self, **changes: Any) -> dict[str, Any]:
         """The options of cert_issue for this host; None removes one."""
@@ -167,7 +188,7 @@ class Machine:
         """Run cert_issue and return its result. Raises AgentsError."""
         validated = ArgumentSpecValidator(cert_issue.ARGUMENT_SPEC, **cert_issue.RULES).validate(self.options(**changes))
         assert not validated.error_messages, validated.error_messages
-        host = _Host(check_mode=check_mode, clock=clock)
+        host = Way(check_mode=check_mode, clock=clock, runs=self.shell, environment=self.environment)
         action: Any = SimpleNamespace(_task=SimpleNamespace(check_mode=check_mode, diff=diff))
         with mock.patch.object(_issuance, "Host", lambda *_args, **_options: host):
             try:
@@ -177,12 +198,12 @@ class Machine:
 
     def renewal(self, **changes: Any) -> PairRenewal:
         """A new pair for this host in two steps, with the options of cert_issue."""
-        return PairRenewal(_Host(check_mode=False), self.options(**changes), check_mode=False)
+        return PairRenewal(Way(check_mode=False), self.options(**changes), check_mode=False)
 
     def keep(self, certificate: str) -> dict[str, Any]:
         """Let the host keep a certificate (PEM) beside the key that waits."""
         places = {name: value for name, value in self.options().items() if name != "subject"}
-        return _issuance.visit(_Host(check_mode=False), {**places, "operation": "keep", "certificate": certificate})
+        return _issuance.visit(Way(check_mode=False), {**places, "operation": "keep", "certificate": certificate})
 
     def leaf(self) -> x509.Certificate:
         """The certificate at the fixed path."""
