@@ -41,9 +41,8 @@ def _rotation(pair: _Pair, *, units: tuple[str, ...] = ("agent.service",), nudge
 def test_a_restart_that_cannot_be_noted_after_a_green_gate_is_a_warning_and_what_was_proved_stands() -> None:
     rotation = _rotation(_Pair(HostFailure("/etc is on a disk that is full: make room, then run again.", reason="disk_full")))
     rotation._read_by_the_agent()
-    assert rotation._warnings == [
-        "The next deploy restarts the agent once more, since the host could not note that it has read its pair: "
-        "/etc is on a disk that is full: make room, then run again."]
+    (warning,) = rotation._warnings
+    assert warning.startswith("The next deploy restarts the agent once more, since the host could not note that it has read its pair: /etc is on a disk")
 
 
 @pytest.mark.parametrize(("how", "noted"), [({}, 1), ({"units": ()}, 0), ({"nudge": "none"}, 0), ({"nudge": "reload"}, 1)])
