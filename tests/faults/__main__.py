@@ -25,7 +25,8 @@ from .downtime import rotations
 from .matrix import ELSEWHERE, ENDS, NEXT, POINTS, Cell, cells, play
 from .randoms import HOSTS, rounds
 
-_BATCH = 60  # cells that are played together; their hosts and servers are shared
+# Cells that are played together; their hosts and servers are shared. A pair's rotation starts Python on its host several times, which takes longer.
+_BATCH, _BATCH_OF_PAIRS = 60, 20
 
 
 @contextmanager
@@ -66,19 +67,19 @@ def _matrix(arguments: argparse.Namespace, place: Path) -> Iterator[tuple[str, s
     tokens, pairs = [cell for cell in chosen if not cell.of_pair], [cell for cell in chosen if cell.of_pair]
     if tokens:
         with _world(place / "tokens") as world:
-            yield from _batches(world, list(world.stackers.values()), place / "tokens", tokens)
+            yield from _batches(world, list(world.stackers.values()), place / "tokens", tokens, _BATCH)
     if pairs:
         with _atlas(place / "pairs") as atlas:
-            yield from _batches(atlas, list(atlas.servers.values()), place / "pairs", pairs)
+            yield from _batches(atlas, list(atlas.servers.values()), place / "pairs", pairs, _BATCH_OF_PAIRS)
     for row, reason in ELSEWHERE.items():
         print(f"no cell: {row}: {reason}")
 
 
-def _batches(world: World | Atlas, servers: list[ReferenceServer], place: Path, chosen: list[Cell]) -> Iterator[tuple[str, str]]:
-    for number in range(0, len(chosen), _BATCH):
+def _batches(world: World | Atlas, servers: list[ReferenceServer], place: Path, chosen: list[Cell], size: int) -> Iterator[tuple[str, str]]:
+    for number in range(0, len(chosen), size):
         for server in servers:
             server.reset()
-        for played in play(world, place / f"batch-{number}", chosen[number:number + _BATCH]):
+        for played in play(world, place / f"batch-{number}", chosen[number:number + size]):
             cell = played.cell
             yield (f"{cell.transaction:9}  {cell.row:3}  {cell.point:16}  {cell.end:11}  {cell.next:15}  {cell.contract:10}  {cell.way:6}",
                    played.problem)

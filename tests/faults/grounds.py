@@ -120,18 +120,18 @@ class Pairs:
         assert len(set(serials)) == len(serials), "a certificate has two records"
         (used,) = [record["agent_id"] for record in agent.records() if record["serial"] == str(leaf.serial_number)]
         receipt = agent.receipt()
-        assert receipt["agent_id"] == agent.env()["SERVICE_ID"] == used
+        assert receipt["agent_id"] == agent.env()["SERVICE_ID"] == used, "receipt, file and control plane name different records"
         assert receipt["phase"] in ("STORED", "ACTIVE", "COMMITTED"), receipt["phase"]
         generation = agent.root / "generations" / str(receipt["generation"])
-        assert ((generation / "certificate").read_text(), (generation / "agent_id").read_text()) == (pem, used)
+        assert ((generation / "certificate").read_text(), (generation / "agent_id").read_text()) == (pem, used), "the store has another pair than the one in use"
         known = {"receipt.json", "key", "lock", "generations", "previous"}
         assert {path.name for path in agent.root.iterdir()} <= known, "the store holds something left over"
-        assert [path.name for path in agent.env_file.parent.iterdir()] == [agent.env_file.name]
+        assert [path.name for path in agent.env_file.parent.iterdir()] == [agent.env_file.name], "something lies beside the file"
         assert {path.name for path in agent.certificate.parent.iterdir()} <= {"agent.crt", "agent.key", ".muster"}, "something lies beside the pair"
         assert found_in_files(agent.directory / "store", [agent.key]) == [], "the key was copied"
         keys = [path for path in (agent.certificate.parent / ".muster").rglob("key.pem") if not path.is_symlink()]
         assert len(keys) <= 3, "more keys than those in use, before and waiting"
-        assert {path.stat().st_mode & 0o777 for path in keys} <= {0o600}
+        assert {path.stat().st_mode & 0o777 for path in keys} <= {0o600}, "a key is open to others"
 
     def names(self, agent: Host, said: str) -> bool:
         """See the protocol."""

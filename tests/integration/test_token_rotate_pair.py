@@ -158,10 +158,12 @@ def test_a_deploy_in_the_middle_leaves_the_waiting_pair_to_the_next_rotation(atl
     for point in ("after_stage", "after_issue", "after_install"):
         mine = {f"{contract}-{point}": Host(atlas, contract, tmp_path / f"{contract}-{point.replace('_', '-')}") for contract in CONTRACTS}
         deployed(controller, mine)
+        old = lying(mine)
         task, given = for_each(ROTATE, {name: rotation(host) for name, host in mine.items()})
         running = controller.start([task], given, environment={"MUSTER_AGENTS_TEST_FAULT": f"{point}=stop"})
         running.wait_halted(len(mine))
         running.kill()
+        assert (lying(mine) == old) is (point != "after_install"), "the new pair was put in place before the control plane knew it"
         hosts.update(mine)
     before, ids = lying(hosts), {name: {record["agent_id"] for record in host.records()} for name, host in hosts.items()}
     elsewhere = Controller(tmp_path / "another-node")
