@@ -123,7 +123,7 @@ class Pairs:
         assert receipt["agent_id"] == agent.env()["SERVICE_ID"] == used, "receipt, file and control plane name different records"
         assert receipt["phase"] in ("STORED", "ACTIVE", "COMMITTED"), receipt["phase"]
         generation = agent.root / "generations" / str(receipt["generation"])
-        assert ((generation / "certificate").read_text(), (generation / "agent_id").read_text()) == (pem, used), "the store has another pair than the one in use"
+        assert ((generation / "certificate").read_text(), (generation / "agent_id").read_text()) == (pem, used), "the store has another pair than that in use"
         known = {"receipt.json", "key", "lock", "generations", "previous"}
         assert {path.name for path in agent.root.iterdir()} <= known, "the store holds something left over"
         assert [path.name for path in agent.env_file.parent.iterdir()] == [agent.env_file.name], "something lies beside the file"
