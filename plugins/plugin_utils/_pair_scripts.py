@@ -79,8 +79,7 @@ fi
 for d in $(find "$g" -mindepth 1 -maxdepth 1 -printf '%f/%y\\n'); do
   n=${{d%/d}}
   case $d in "$now/d") continue;; [1-9]*/d) ;; *) unfit "$g/$d";; esac
-  case $n in *[!0-9]*) unfit "$g/$n";; esac
-  [ "$old" = 0 ] && [ "$n" -lt "$now" ] || unfit "$g/$n"
+  [ "$old" = 0 ] && [ "$n" -lt "$now" ] 2>/dev/null || unfit "$g/$n"
   old=$n; list="[$old, $now]"
 done
 """

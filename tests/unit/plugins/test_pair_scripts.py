@@ -128,6 +128,10 @@ def test_script_and_module_leave_the_same_behind(tmp_path: Path, places: str, be
     assert x.key_matches(x.load_certificates(certificate.read_bytes())[0], key.read_bytes())
 
 
+def test_an_owner_by_number_is_never_taken_for_a_name(tmp_path: Path) -> None:
+    assert "chown daemon:+12345 " in install_script(Installation({**PLACES["others"](tmp_path), "certificate_path": "/c", "key_path": "/k"}, "", "", ""))
+
+
 def test_numbers_are_counted_and_not_sorted_as_words(tmp_path: Path) -> None:
     site = Site(tmp_path, 9)
     assert [site.by_script() for _number in range(2) if _renewed(site)] == [10, 11]
@@ -210,7 +214,7 @@ UNFIT: dict[str, tuple[int, Callable[[Site], Any]]] = {
     "a-certificate-waits": (1, lambda site: (site.machine.unit / "stage" / "certificate.pem").write_bytes(b"")),
     "half-a-generation": (1, _made("generations/.new")), "a-generation-to-come": (1, _made("generations/2")),
     "a-generation-too-many": (2, _made("generations/0")), "no-generation": (0, _made("generations/1")), "no-number": (1, _made("generations/1 1")),
-    "too-many-before": (3, _made("generations/1")), "leading-zero": (1, _made("generations/01")),
+    "too-many-before": (3, _made("generations/1")), "a-word": (2, _made("generations/1x")), "leading-zero": (1, _made("generations/01")),
     "a-link-elsewhere": (1, _relinked), "a-plain-key": (1, _plain), "plain-files": (0, lambda site: site.machine.certificate.write_bytes(b"mine")),
     "a-dangling-link": (0, lambda site: site.machine.key.symlink_to("nowhere")),
     "a-leftover-link": (1, lambda site: (site.machine.key.parent / ".agent.key.muster").symlink_to("nowhere")),
