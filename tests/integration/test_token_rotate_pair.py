@@ -107,8 +107,11 @@ def test_a_red_gate_brings_the_old_pair_back_and_names_the_record_that_stays(atl
     changes = {**{name: rotation(host, when=["days_left"]) for name, host in back.items()}, **{name: rotation(host) for name, host in again.items()}}
     done = controller.each(ROTATE, changes).good()
     assert {name: done.result(name)["action"] for name in hosts} == {name: "resumed" if name in back else "rotated" for name in hosts}
-    for host in again.values():
+    for name, host in again.items():
         host.check_healthy(records=3)
+        stale = {record["agent_id"] for record in host.records()} - {host.receipt()["agent_id"]}
+        said = " ".join(done.result(name)["warnings"])
+        assert [known for known in stale if f"service:{known}" not in said] == []
     assert [(host.receipt()["phase"], host.receipt()["agent_id"]) for host in back.values()] == [("COMMITTED", ids[name]) for name in back]
     assert lying(back) == {name: before[name] for name in back}
 
