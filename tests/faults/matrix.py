@@ -71,7 +71,7 @@ ELSEWHERE = {
     "F16": "a bad bootstrap credential: tests/integration/test_bootstrap.py",
     "R2, R9": "credentials that the control plane issues and takes back: tests/unit/plugins/test_rotation.py, which ends a run at every effect",
     "R10": "a token that somebody else wrote to Vault meanwhile: tests/unit/plugins/test_rotation.py",
-    "R11": "a clock that is off: tests/integration/test_agent_register_bad_input.py; which credential is good is decided by use, never by a date",
+    "R11": "clocks that jump between two runs: tests/integration/test_token_rotate_clock.py; which credential is good is decided by use, never by a date",
     "R12": "a spent failure budget: tests/integration/test_token_rotate.py, test_token_rotate_fleet.py",
 }
 DISTURBANCES = ("disk-full", "read-only", "unreachable")
