@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_ways import KEY, NAME, URL, WAYS, Way, delivery_of, plant_key, receipt_of, tree
+from store_ways import KEY, NAME, URL, WAYS, Way, delivery_of, killing_programs, plant_key, receipt_of, tree
 
 from ansible_collections.muster.agents.plugins.module_utils import _credential_store as credential_store
 from ansible_collections.muster.agents.plugins.module_utils._atomic_file import temporary_name
@@ -778,17 +778,8 @@ _KILLING = "chmod chown cp find flock mkdir mv rm sha256sum sync tar xargs"
 
 @pytest.fixture
 def killers(tmp_path: Path) -> Path:
-    """A folder of programs that count their calls, and at call number $KILL_AT take the whole script with them."""
-    folder = tmp_path / "killers"
-    folder.mkdir()
-    for name in _KILLING.split():
-        real = shutil.which(name)
-        program = folder / name
-        program.write_text(
-            "#!/bin/sh\nread -r n 2>/dev/null <\"$COUNT\" || n=0; n=$((n + 1)); echo \"$n\" >\"$COUNT\"\n"
-            f"[ \"$n\" != \"$KILL_AT\" ] || kill -9 0\nexec {real} \"$@\"\n")
-        program.chmod(0o755)
-    return folder
+    """Programs that take the whole script with them."""
+    return killing_programs(tmp_path / "killers", _KILLING)
 
 
 def test_a_script_killed_at_any_step_leaves_a_sound_store(killers: Path, quick: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
-from ansible_collections.muster.agents.plugins.plugin_utils._errors import AgentsError
+from ansible_collections.muster.agents.plugins.plugin_utils._errors import AgentsError, Ambiguous
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault
 from world import OpenBao
 
@@ -90,3 +90,19 @@ def refused(bao: OpenBao) -> Refused:
             assert secret not in shown
 
     return expect
+
+
+def lose_answers(monkeypatch: pytest.MonkeyPatch, vault: Vault, *, methods: tuple[str, ...], times: int, delivered: bool) -> None:
+    """Break the connection for the first requests of *methods*: after they were carried out when *delivered*, else before."""
+    http = vault._client._http
+    send, left = http.send, [times]
+
+    def broken(method: str, *args: Any, **named: Any) -> Any:
+        if method not in methods or not left[0]:
+            return send(method, *args, **named)
+        left[0] -= 1
+        if delivered:
+            send(method, *args, **named)
+        raise Ambiguous("the answer was lost.")
+
+    monkeypatch.setattr(http, "send", broken)

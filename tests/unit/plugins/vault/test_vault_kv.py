@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
-from ansible_collections.muster.agents.plugins.plugin_utils._errors import Ambiguous, InvalidInput
+from ansible_collections.muster.agents.plugins.plugin_utils._errors import InvalidInput
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault, VaultPath, vault_paths
 from world import OpenBao
 
-from .conftest import CANARY, Open, Refused
+from .conftest import CANARY, Open, Refused, lose_answers
 
 PREFIXES = pytest.mark.parametrize("prefix", ["status_panel", "secret/data", "kv/team/data"])
 
@@ -36,22 +36,6 @@ def before_each_write(monkeypatch: pytest.MonkeyPatch, vault: Vault, act: Callab
         return write(*args)
 
     monkeypatch.setattr(vault, "_write", interrupted)
-
-
-def lose_answers(monkeypatch: pytest.MonkeyPatch, vault: Vault, *, methods: tuple[str, ...], times: int, delivered: bool) -> None:
-    """Break the connection for the first requests of *methods*: after they were carried out when *delivered*, else before."""
-    http = vault._client._http
-    send, left = http.send, [times]
-
-    def broken(method: str, *args: Any, **named: Any) -> Any:
-        if method not in methods or not left[0]:
-            return send(method, *args, **named)
-        left[0] -= 1
-        if delivered:
-            send(method, *args, **named)
-        raise Ambiguous("the answer was lost.")
-
-    monkeypatch.setattr(http, "send", broken)
 
 
 @PREFIXES

@@ -14,13 +14,13 @@ import pytest
 
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
 from ansible_collections.muster.agents.plugins.plugin_utils import _sessions, _vault
-from ansible_collections.muster.agents.plugins.plugin_utils._errors import Ambiguous, Busy
+from ansible_collections.muster.agents.plugins.plugin_utils._errors import Busy
 from ansible_collections.muster.agents.plugins.plugin_utils._http import Http
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault, VaultPath
 from ansible_collections.muster.agents.plugins.plugin_utils._vault_lease import lease_path, leased
 from world import OpenBao
 
-from .conftest import Open, Refused
+from .conftest import Open, Refused, lose_answers
 
 OLD, NEW = {"token": Secret("old")}, {"token": Secret("new")}
 
@@ -149,18 +149,7 @@ class TestLease:
     ) -> None:
         vault = open_vault()
         vault.read(path)
-        http, left = vault._client._http, [1]
-        send = http.send
-
-        def broken(method: str, *args: Any, **named: Any) -> Any:
-            if method != "POST" or not left[0]:
-                return send(method, *args, **named)
-            left[0] -= 1
-            if delivered:
-                send(method, *args, **named)
-            raise Ambiguous("the answer was lost.")
-
-        monkeypatch.setattr(http, "send", broken)
+        lose_answers(monkeypatch, vault, methods=("POST",), times=1, delivered=delivered)
         with leased(vault, path.path, "one:1", 60):
             held = bao.read(place)
             assert held is not None

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from issuers.pairs import Authority, Machine, Way
-from store_ways import SHELLS, Action, Entry, tree
+from store_ways import SHELLS, Action, Entry, killing_programs, tree
 
 from ansible_collections.muster.agents.plugins.module_utils import _certificates as x
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import HostFailure
@@ -27,23 +26,13 @@ from ansible_collections.muster.agents.plugins.plugin_utils._host_scripts import
 from ansible_collections.muster.agents.plugins.plugin_utils._issuance import visit
 from ansible_collections.muster.agents.plugins.plugin_utils._pair_scripts import Installation, install, install_script
 
+from .pairs import Authority, Machine, Way
+
 _MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 _REQUEST = x.Request((("CN", "agent-web"),), extended_key_usage=("clientAuth",))
 _FITTING = tuple(shell for shell in SHELLS if shell != "busybox")
 pytestmark = pytest.mark.coreless
 every_shell = pytest.mark.parametrize("shell", _FITTING)
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    """A root that issues certificates itself."""
-    return Authority(tmp_path / "ca")
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    """A host without any certificate."""
-    return Machine(tmp_path / "host")
 
 
 class Site:
@@ -380,15 +369,8 @@ _KILLING = "chmod chown cp date env find flock ln mkdir mv rm sed sha256sum sync
 
 @pytest.fixture
 def killers(tmp_path: Path) -> Path:
-    """A folder of programs that count their calls, and at call number $KILL_AT take the whole script with them."""
-    folder = tmp_path / "killers"
-    folder.mkdir()
-    for name in _KILLING.split():
-        (folder / name).write_text(
-            "#!/bin/sh\nread -r n 2>/dev/null <\"$COUNT\" || n=0; n=$((n + 1)); echo \"$n\" >\"$COUNT\"\n"
-            f"[ \"$n\" != \"$KILL_AT\" ] || kill -9 0\nexec {shutil.which(name)} \"$@\"\n")
-        (folder / name).chmod(0o755)
-    return folder
+    """Programs that take the whole script with them."""
+    return killing_programs(tmp_path / "killers", _KILLING)
 
 
 @pytest.mark.parametrize("before", [0, 2])
