@@ -38,6 +38,7 @@ from ansible_collections.muster.agents.plugins.plugin_utils._delivery_plan impor
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import (
     AgentsError,
     Ambiguous,
+    Busy,
     IdentityConflict,
     InvalidInput,
     Mismatch,
@@ -143,6 +144,10 @@ class _Held:
     warnings: tuple[str, ...] = ()
 
 
+class _MovedOn(Exception):
+    """Another run has changed the host since it was looked at."""
+
+
 class Transaction:
     """One identity's enrolment on one host. The methods are its steps, in order."""
 
@@ -161,17 +166,22 @@ class Transaction:
         self._check_input()
         self._preflight()
         faults.reach("after_probe")
-        look = self._look()
-        faults.reach("after_look")
-        try:
-            self._complete_identity(look)
-            held = self._choose(look)
-            if held is None:
-                held = self._plan_issue() if self.order.check_mode else self._issue(look)
-            return self._finish(look, held)
-        except AgentsError:
-            self._forget_attempt(look)
-            raise
+        for last in (False, False, True):
+            look = self._look()
+            faults.reach("after_look")
+            try:
+                self._complete_identity(look)
+                held = self._choose(look)
+                if held is None:
+                    held = self._plan_issue() if self.order.check_mode else self._issue(look)
+                return self._finish(look, held)
+            except _MovedOn:
+                if last:
+                    break
+            except AgentsError:
+                self._forget_attempt(look)
+                raise
+        raise Busy(f"Other runs keep changing {self.enrolment.name} on its host: let them finish, then run again.")
 
     def _forget_attempt(self, look: Look) -> None:
         """Take the intent back when the attempt cannot have made a record: the next run would take a foreign record for the fruit of this one."""
@@ -326,7 +336,7 @@ class Transaction:
     def _issue(self, look: Look) -> _Held:
         """Register, reconcile a lost answer, settle; a name that is taken is served through Vault."""
         if look.intent != "recorded":
-            look = self._declare(look)
+            look = self._declare(look, "reissue")
         self._try_pair()
         faults.reach("before_issue")
         require_controller()
@@ -359,12 +369,26 @@ class Transaction:
         if bad is not None:
             raise Mismatch(f"The certificate at {wanted.certificate_path} on the host cannot be used: {bad.detail}", reason=bad.reason)
 
-    def _declare(self, look: Look) -> Look:
-        """Record the intent for a credential that turned out to be refused: the one case that needs a further visit before the request."""
-        intent = Intent(self.attempt, controller_identity(), 0, "reissue")
-        takeover = look.held.controller if look.held is not None and holder_is_dead(look.held.controller) else ""
-        declared = self.parts.host.look((), intent=intent, url=self.parts.plane.http.url, lease=self.order.lease, force=True, takeover=takeover)
+    def _declare(self, look: Look, why: str) -> Look:
+        """Record the intent where the look did not, since all seemed well, waiting while another controller holds the lease.
+
+        It takes a further visit, before the first request that could undo what another run does. Raises _MovedOn when one has changed the host since the
+        look, and Busy when it does not end.
+        """
+        intent = Intent(self.attempt, controller_identity(), 0, why)
+        deadline = time.monotonic() + self.order.lease + 5
+        holder = look.held.controller if look.held is not None else ""
+        while True:
+            declared = self.parts.host.look(
+                (), intent=intent, url=self.parts.plane.http.url, lease=self.order.lease, force=True, takeover=holder if holder_is_dead(holder) else "")
+            if declared.intent != "held" or time.monotonic() > deadline:
+                break
+            before, holder = holder, declared.held.controller if declared.held is not None else ""
+            if holder == before or not holder_is_dead(holder):
+                time.sleep(0.5)
         require_free(declared, self.parts.host.root)
+        if declared.receipt_digest != look.receipt_digest:
+            raise _MovedOn
         return replace(look, intent=declared.intent, held=declared.held)
 
     def _known_id(self, look: Look) -> str:
@@ -512,7 +536,10 @@ class Transaction:
         """Bring metadata, Vault, rendered files and receipt to what they shall be, writing only what differs."""
         held = self._refresh_metadata(look, self._refreshed(held))
         try:
-            changes, policy, extra = self._store_in_vault(look, held)
+            planned = self._planned_in_vault(look, held)
+            if not self.order.check_mode and any(change.changed for change in planned):
+                look, planned = self._declare(look, "enrol"), ()
+            changes, policy, extra = self._store_in_vault(look, held, planned)
         except AgentsError:
             self._save_after_failure(look, held)
             raise
@@ -603,15 +630,30 @@ class Transaction:
         wire = json.dumps(self.parts.plane.wire_metadata(self.enrolment), sort_keys=True, default=str)
         return hashlib.sha256(wire.encode()).hexdigest()[:16]
 
-    def _store_in_vault(self, look: Look, held: _Held) -> tuple[tuple[VaultChange, ...], TokenOutcome | None, dict[str, Secret]]:
-        """Bring Vault's entries and the agent's own Vault token to what they shall be; return the changes and the further secrets of the host."""
+    def _planned_in_vault(self, look: Look, held: _Held) -> tuple[VaultChange, ...]:
+        """Return what would be written to Vault by a run that has not recorded its intent, and so keeps no other run away; empty for one that has.
+
+        Such a run writes nothing there: it could only put back what another one has replaced meanwhile.
+        """
+        vault = self.parts.vault
+        if vault is None or (look.intent == "recorded" and not self.order.check_mode):
+            return ()
+        secrets = self._for_vault(held.candidate.credential, held.candidate.extra)
+        return tuple(vault.plan(path, secrets) for path in self._own_paths(secrets))
+
+    def _store_in_vault(
+        self, look: Look, held: _Held, planned: tuple[VaultChange, ...],
+    ) -> tuple[tuple[VaultChange, ...], TokenOutcome | None, dict[str, Secret]]:
+        """Bring Vault's entries and the agent's own Vault token to what they shall be; return the changes and the further secrets of the host.
+
+        Entries that are *planned* stay as they are.
+        """
         vault = self.parts.vault
         extra = dict(held.candidate.extra)
         if vault is None:
             return (), None, extra
         secrets = self._for_vault(held.candidate.credential, extra)
-        act = vault.plan if self.order.check_mode else vault.ensure
-        changes = tuple(act(path, secrets) for path in self._own_paths(secrets))
+        changes = planned or tuple(vault.ensure(path, secrets) for path in self._own_paths(secrets))
         faults.reach("after_vault")
         policy = self.order.policy
         if policy is None:

@@ -17,12 +17,12 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rotation_world import AGE, ALWAYS, Clock, Destructive, Effects, ProcessGate, Server, ThroughVault, WithOverlap, World
 
 from ansible_collections.muster.agents.plugins.plugin_utils import _enrolment, _rotation
-from ansible_collections.muster.agents.plugins.plugin_utils._errors import AgentsError
+from ansible_collections.muster.agents.plugins.plugin_utils._errors import AgentsError, GateRed
 
 PATIENCE = 60
 _OTHERS_FROM = 8  # of ten choices, so that the others are spread over both runs and what comes after them
@@ -114,6 +114,11 @@ class Play:
         world.effects = Effects()
         try:
             world.rotate(AGE) if by == "rotate" else world.enrol()
+        except GateRed as error:
+            # And rightly so: its process made a token of its own, which somebody has replaced in Vault since. A refused agent asks Vault again.
+            assert (error.reason, world.plane.accepts(world.process)) == ("credential_refused", False), error.msg
+            world.process = world.safe.value()
+            world.enrol()
         except AgentsError as error:
             assert error.reason == "no_accepted_credential", error.msg
             world.enrol()  # as the message says
@@ -122,6 +127,8 @@ class Play:
         if not world.plane.accepts(world.process):
             world.process = world.safe.value()  # a refused agent asks Vault, whenever that was
         world.check()
+        if world.receipt.phase != "COMMITTED":
+            assert not world.enrol().changed  # only its gate notes that the process is well: a rotation that has nothing to do leaves that to it
         before = (list(world.safe.versions), world.receipt, dict(world.plane.tokens), world.process)
         assert not world.rotate(AGE).changed
         assert not world.enrol().changed
@@ -150,6 +157,9 @@ SCHEDULES = st.lists(st.integers(0, 9), min_size=20, max_size=90)
 
 
 @settings(max_examples=150, deadline=None)
+@example(kind=WithOverlap, second="enrol", by="rotate", schedule=[0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0])
+@example(kind=ThroughVault, second="enrol", by="rotate", schedule=[0, 0, 1, 9, 0, 0, 1, 1, 8, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0])
+@example(kind=ThroughVault, second="rotate", by="enrol", schedule=[0] * 6 + [1] * 2 + [0] * 3 + [9] + [0] * 11 + [8, 8])
 @given(kind=st.sampled_from([ThroughVault, ThroughVault, WithOverlap, Destructive]), second=st.sampled_from(["rotate", "enrol", "due"]),
        by=st.sampled_from(["rotate", "enrol"]), schedule=SCHEDULES)
 def test_whatever_the_order_the_next_run_ends_in_one_credential_that_works(kind: type[Server], second: str, by: str, schedule: list[int]) -> None:
