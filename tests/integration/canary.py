@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 from urllib.parse import quote, quote_plus
 
 _LOG = Path("/dev/log")
+_TURN = Path(tempfile.gettempdir()) / "muster-watch.lock"
 
 __all__ = ["Watch", "found_in", "found_in_files", "slow_tools"]
 
@@ -60,10 +64,24 @@ def slow_tools(directory: Path) -> str:
     return f"{directory}:{os.environ['PATH']}"
 
 
+def _is_served(log: Path) -> bool:
+    """Whether somebody reads what is sent to the socket *log*; one whose reader was killed stays behind."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        try:
+            sender.connect(str(log))
+        except OSError:
+            return False
+    return True
+
+
 class Watch:
-    """While inside: collects command lines and environments of all processes, and what is sent to the system log."""
+    """While inside: collects command lines and environments of all processes, and what is sent to the system log.
+
+    There is one log for the machine, so one who watches waits for another to end.
+    """
 
     def __init__(self) -> None:
+        self._turn: IO[str] | None = None
         self._seen: set[bytes] = set()
         self._over = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -71,7 +89,10 @@ class Watch:
         self._journal = b""
 
     def __enter__(self) -> Watch:
-        if not _LOG.exists():
+        self._turn = _TURN.open("w")
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
+        if not _is_served(_LOG):
+            _LOG.unlink(missing_ok=True)
             self._log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._log.bind(str(_LOG))
             self._log.settimeout(0.2)
@@ -91,6 +112,8 @@ class Watch:
         elif shutil.which("journalctl"):
             done = subprocess.run(["journalctl", "--since=-10min", "--output=cat", "--no-pager"], capture_output=True, check=False)
             self._journal = done.stdout
+        if self._turn is not None:
+            self._turn.close()
 
     def processes(self, secrets: Iterable[str]) -> list[str]:
         """Which secrets a process showed in its command line or environment."""
