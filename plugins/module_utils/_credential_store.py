@@ -179,9 +179,10 @@ def look(request: LookRequest) -> dict[str, t.Any]:
         for base, _directories, names in sorted(os.walk(os.path.join(request.root, directory))):
             places += [os.path.join(base, name) for name in sorted(names)]
     answer["files"] = {path: found for path in (*places, *request.read) for found in [_read(path)] if found is not None}
-    leftovers = [temporary_name(path) for path in request.read if os.path.lexists(temporary_name(path))]
+    own = sorted(name for name in _listed(request.root) if _is_temporary(name))
+    leftovers = [*(temporary_name(path) for path in request.read), *(os.path.join(request.root, name) for name in (*own, "previous.new"))]
     stage = os.path.join(request.root, "stage")
-    answer["leftovers"] = leftovers + ([stage] if os.path.isdir(stage) else [])
+    answer["leftovers"] = [path for path in leftovers if os.path.lexists(path)] + ([stage] if os.path.isdir(stage) else [])
     return answer
 
 
@@ -221,7 +222,7 @@ def deliver(delivery: Delivery, validate: Validator) -> None:
             if delivery.receipt:
                 replace_file(os.path.join(root, "receipt.json"), delivery.receipt)
             _prune(root, delivery.keep)
-            done = ("stage",) if delivery.keep_intent else ("intent", "stage")
+            done = ("stage", "previous.new") if delivery.keep_intent else ("intent", "stage", "previous.new")
             _remove_paths([os.path.join(root, name) for name in os.listdir(root) if name in done or _is_temporary(name)])
 
 
@@ -385,6 +386,14 @@ def _clear(root: str) -> None:
     for name in ("receipt.json", "lock"):
         _unlink(os.path.join(root, name))
     os.rmdir(root)
+
+
+def _listed(directory: str) -> list[str]:
+    """Return the names in *directory*, none when it is not there or not ours to read."""
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
 
 
 def _is_temporary(name: str) -> bool:

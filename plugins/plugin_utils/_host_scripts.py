@@ -98,7 +98,7 @@ for c in docker rsync curl; do command -v "$c" >/dev/null 2>&1 && say "tool $c";
 """
 
 _FILES = """\
-for f in {leftovers}; do if [ -e "$f" ] || [ -L "$f" ]; then say "leftover $f"; fi; done
+for f in {leftovers} "$r"/.*.muster "$r/previous.new"; do if [ -e "$f" ] || [ -L "$f" ]; then say "leftover $f"; fi; done
 [ -d "$r/stage" ] && say "leftover $r/stage"
 set --
 for f in "$r/receipt.json" "$r/key" "$r/intent" "$r"/generations/*/* "$r"/previous/*; do
@@ -189,7 +189,7 @@ def deliver_script(delivery: Delivery) -> str:
         kept = "|".join(str(int(number)) for number in delivery.keep)
         lines.append(f'for g in "$r"/generations/*; do case ${{g##*/}} in {kept}|*[!0-9]*) ;; *) rm -rf "$g";; esac; done\n')
     intent = "" if delivery.keep_intent else '"$r/intent" '
-    lines.append(f'cd /; rm -rf {intent}"$r/stage" "$r"/.*.muster\nsay {END}\n')
+    lines.append(f'cd /; rm -rf {intent}"$r/stage" "$r/previous.new" "$r"/.*.muster\nsay {END}\n')
     return "".join(lines)
 
 

@@ -286,8 +286,8 @@ class Rotation(Transaction):
         receipt = _receipt(look)
         self.parts.spool.drop()  # what lies there is on the host too, or was refused
         if not receipt.retire_pending:
-            if look.held is not None and (look.held.lease_until <= look.time or holder_is_dead(look.held.controller)):
-                self._release(self._lease(look))  # a run that died before it did anything left it
+            if look.leftovers or (look.held is not None and (look.held.lease_until <= look.time or holder_is_dead(look.held.controller))):
+                self._release(self._lease(look))  # a run that died before it did anything left them
             return self._unchanged(look, plan, "not_due", f"{self.enrolment.name} keeps its credential. {plan.why}")
         look = self._lease(look)
         receipt = self._retire(look)
@@ -328,7 +328,8 @@ class Rotation(Transaction):
     def _release(self, look: Look) -> None:
         """Let go of the lease, and of nothing else."""
         if self._leased and look.held is not None and look.held.controller == controller_identity():
-            self.parts.host.deliver(Delivery(self.parts.host.root, look.receipt_digest))
+            remove = tuple(path for path in look.leftovers if not path.endswith("/stage"))
+            self.parts.host.deliver(Delivery(self.parts.host.root, look.receipt_digest, remove=remove))
         self._leased = False
 
     def _release_after_failure(self) -> None:

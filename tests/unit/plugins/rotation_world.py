@@ -252,6 +252,7 @@ class Disk:
     generations: dict[int, dict[str, str]] = field(default_factory=dict)
     files: dict[str, HostFile] = field(default_factory=dict)
     previous: dict[str, HostFile] = field(default_factory=dict)
+    leftovers: set[str] = field(default_factory=set)
 
 
 class MemoryHost:
@@ -287,7 +288,7 @@ class MemoryHost:
             receipt=receipt, receipt_digest=hashlib.sha256(disk.receipt).hexdigest() if disk.receipt else "", generations=secrets,
             files={path: disk.files[path] for path in read if path in disk.files}, previous=dict(disk.previous), facts={}, tools=frozenset(),
             time=int(self.world.now()), key=disk.key, intent=said, held=disk.intent, free_kib=1 << 20, secrets=secrets.get(newest, {}),
-            agent_id=ids.get(newest, ""), ids=ids, taken_at=self.world.now())
+            agent_id=ids.get(newest, ""), ids=ids, taken_at=self.world.now(), leftovers=tuple(sorted(disk.leftovers)))
 
     def deliver(self, delivery: Delivery) -> None:
         """Put *delivery* in place, whole."""
@@ -309,6 +310,7 @@ class MemoryHost:
         disk.receipt = delivery.receipt or disk.receipt
         if delivery.keep:
             disk.generations = {number: stored for number, stored in disk.generations.items() if number in delivery.keep}
+        disk.leftovers -= set(delivery.remove)
         if not delivery.keep_intent:
             disk.intent = None
 
@@ -397,6 +399,7 @@ class World:
         assert receipt.phase in ("STORED", "COMMITTED"), receipt.phase
         assert max(self.disk.generations) == receipt.generation, "a generation is left over"
         assert self.disk.intent is None, "the lease is left over"
+        assert not self.disk.leftovers, "something half written is left over"
         assert list((self.folder / "spool").glob("*")) == [], "a credential waits in the spool"
 
     def _order(self, *, check_mode: bool) -> Order:

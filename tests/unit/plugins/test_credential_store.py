@@ -35,6 +35,7 @@ from ansible_collections.muster.agents.plugins.module_utils._credential_store im
     MAX_SKEW,
     Delivery,
     HostFile,
+    LookRequest,
     StagedFile,
     StoreFailure,
     deliver,
@@ -46,7 +47,7 @@ from ansible_collections.muster.agents.plugins.module_utils._receipt import Inte
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import Busy, HostFailure
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Host, Look, require_free
-from ansible_collections.muster.agents.plugins.plugin_utils._host_scripts import deliver_script
+from ansible_collections.muster.agents.plugins.plugin_utils._host_scripts import deliver_script, look_script
 
 CANARY = b"canary-7f3e-do-not-print"
 BOTH = (WAYS[0], WAYS[2])
@@ -803,6 +804,28 @@ def test_a_script_killed_at_any_step_leaves_a_sound_store(killers: Path, quick: 
 
 
 _STEPS = ("replace", "rename", "fsync", "unlink", "mkdir", "rmdir", "write", "fchown", "fchmod", "chmod", "open")
+
+
+def test_what_a_visit_leaves_that_is_killed_at_any_step_is_reported_and_cleared(killers: Path, quick: Path) -> None:
+    known = {"receipt.json", "key", "lock", "generations", "previous", "intent"}
+    seen: set[str] = set()
+    for step in range(1, 40):
+        site = _Site(quick / f"site{step}")
+        host = WAYS[0].host(site.folder / "store")
+        environment = {"PATH": f"{killers}:{os.environ['PATH']}", "COUNT": str(site.folder / "count"), "KILL_AT": str(step)}
+        request = LookRequest(str(site.root), intent=Intent("a", "b:1", 0, "rotate"), force=True)
+        for script, data in ((look_script(request, facts=False), b""), (deliver_script(site.delivery()), site.delivery().archive())):
+            done = subprocess.run(["dash", "-c", script], input=data, check=False, capture_output=True, env=environment, start_new_session=True)
+            if done.returncode:
+                break
+        look, own = host.look(site.paths), set(os.listdir(site.root)) - known
+        assert own == {os.path.basename(path) for path in look.leftovers if os.path.dirname(path) == str(site.root)}, f"step {step}"
+        seen |= own
+        remove = tuple(path for path in look.leftovers if not path.endswith("/stage"))
+        host.deliver(Delivery(str(site.root), look.receipt_digest, remove=remove))
+        assert set(os.listdir(site.root)) <= known, f"step {step}"
+        assert host.look(site.paths).leftovers == (), f"step {step}"
+    assert seen == {".intent.muster", "stage", "previous.new"}
 
 
 def test_the_module_way_killed_at_any_step_leaves_a_sound_store(quick: Path) -> None:

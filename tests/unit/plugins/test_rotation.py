@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import rotation_world
 from ansible.errors import AnsibleConnectionFailure
-from rotation_world import AGE, ALWAYS, Clock, Dead, Destructive, ProcessGate, Server, ThroughVault, WithOverlap, World
+from rotation_world import AGE, ALWAYS, Clock, Dead, Destructive, MemoryHost, ProcessGate, Server, ThroughVault, WithOverlap, World
 
 from ansible_collections.muster.agents.plugins.plugin_utils import _enrolment, _rotation
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import AgentsError, Ambiguous, HostFailure, InvalidInput, VaultFailure
@@ -72,6 +72,13 @@ def test_a_fresh_credential_is_left_alone(world: World) -> None:
     quiet = world.rotate(AGE)
     assert (quiet.action, quiet.reason, quiet.changed) == ("unchanged", "not_due", False)
     assert {"deliver", "issue", "vault write", "nudge"}.isdisjoint(world.effects.names)
+
+
+def test_what_a_run_left_half_written_is_cleared_by_the_next_one(world: World) -> None:
+    for clearing in (lambda: world.rotate(AGE), world.enrol):
+        world.disk.leftovers.add(f"{MemoryHost.root}/.intent.muster")
+        clearing()
+        world.check()
 
 
 @pytest.mark.parametrize(("kind", "after"), [(ThroughVault, "restored"), (WithOverlap, "restored"), (Destructive, "forward")])
