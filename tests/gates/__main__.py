@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 from world.errors import WorldError
@@ -25,6 +27,8 @@ from .place import Place
 from .registry import GATES, Gate, Step
 
 _TAIL_LINES = 60
+_CAUSE = re.compile(r"^(?:fatal|failed): |^(?:FAILED|ERROR|CRITICAL)\b")
+_CAUSE_LINES, _CAUSE_LENGTH = 10, 1500
 _running: set[subprocess.Popen[bytes]] = set()
 
 
@@ -102,9 +106,17 @@ def _run(gate: Gate, place: Place) -> Outcome:
             log.write(f"{problem}\n")
             passed = False
     if not passed:
-        tail = log_file.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-        print(f"\n--- {gate.title} failed; the end of {log_file.relative_to(TOP)}:", *tail, f"--- end of {gate.title}\n", sep="\n", flush=True)
+        print(_told(gate, log_file), flush=True)
     return Outcome(gate, _version(gate), "passed" if passed else "failed", time.monotonic() - started)
+
+
+def _told(gate: Gate, log_file: Path) -> str:
+    """Return what is shown of a failed gate's log: its end, after the first lines above it that name a cause (a program may tidy up at length)."""
+    lines = log_file.read_text(errors="replace").splitlines()
+    causes = [line[:_CAUSE_LENGTH] for line in lines[:-_TAIL_LINES] if _CAUSE.search(line)][:_CAUSE_LINES]
+    above = [f"\n--- {gate.title} failed; lines of its log that tell why:", *causes] if causes else []
+    end = f"\n--- {gate.title} failed; the end of {log_file.relative_to(TOP)}:"
+    return "\n".join([*above, end, *lines[-_TAIL_LINES:], f"--- end of {gate.title}\n"])
 
 
 def _table(outcomes: Sequence[Outcome]) -> str:

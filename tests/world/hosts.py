@@ -121,9 +121,10 @@ class Fleet:
             self._podman("network", "rm", "--force", self._network_name)
 
     def running(self, host: Host) -> bool:
-        """Whether the host's container runs."""
-        answer = self._podman("container", "inspect", "--format", "{{.State.Running}}", host.name, check=False)
-        return answer.returncode == 0 and answer.stdout.strip() == "true"
+        """Whether the host's container runs: podman still says so of one whose processes ended together with podman's own, as in a lost machine."""
+        answer = self._podman("container", "inspect", "--format", "{{.State.Running}} {{.State.Pid}}", host.name, check=False)
+        state, _space, process = answer.stdout.strip().partition(" ")
+        return answer.returncode == 0 and state == "true" and b"init" in _command_line(process)
 
     def execute(self, host: Host, *command: str, stdin: str = "") -> str:
         """Run ``command`` on the host without ssh. Returns its output; raises WorldError when it fails."""
@@ -195,7 +196,7 @@ class Fleet:
         public = self.key_file.with_suffix(".pub")
         wanted = hashlib.sha256("\n".join([image, str(self.network), public.read_text(), trust.read_text() if trust else ""]).encode()).hexdigest()[:16]
         owner = self._label(host, "muster.directory")
-        if owner and owner != str(self.directory) and Path(owner).exists():
+        if owner and owner != str(self.directory) and Path(owner).exists() and self.running(host):
             raise WorldError(
                 f"{host.name} belongs to the world in {Path(owner).parent}.",
                 "Take that one down first, or give this one its own --name, --network and ports.",
@@ -251,6 +252,14 @@ class Fleet:
 
     def _podman(self, *arguments: str, check: bool = True, stdin: str = "", stream: IO[bytes] | None = None) -> subprocess.CompletedProcess[str]:
         return _command(["podman", *arguments], check=check, stdin=stdin, stream=stream, environment=self._environment)
+
+
+def _command_line(process: str) -> bytes:
+    """Return the command line of a process by its number, empty when there is none."""
+    try:
+        return Path("/proc", process, "cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _command(

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 import ssl
@@ -56,6 +57,7 @@ class Listener:
 
 
 def _head(connection: socket.socket) -> bytes:
+    """Read a request's head, and what came with it of the body."""
     data = b""
     # A TLS greeting (its first byte is 22) has no such end; it is answered like any other nonsense.
     while b"\r\n\r\n" not in data and data[:1] != b"\x16":
@@ -63,6 +65,20 @@ def _head(connection: socket.socket) -> bytes:
         if not part:
             raise OSError("closed")
         data += part
+    return data
+
+
+def _request(connection: socket.socket) -> bytes:
+    """Read a whole request: a body may come in a segment of its own."""
+    data = _head(connection)
+    head, _end, body = data.partition(b"\r\n\r\n")
+    length = re.search(rb"(?im)^content-length: *(\d+)", head)
+    missing = int(length[1]) - len(body) if length else 0
+    while missing > 0:
+        part = connection.recv(missing)
+        if not part:
+            raise OSError("closed")
+        data, missing = data + part, missing - len(part)
     return data
 
 
@@ -82,12 +98,12 @@ class Sayer(Listener):
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     def serve(self, connection: socket.socket) -> None:
-        """Read one request's head and answer."""
+        """Read one request and answer."""
         if self._tls is not None:
             connection = self._tls.wrap_socket(connection, server_side=True)
             subject = dict(item[0] for item in t.cast(t.Any, connection.getpeercert() or {}).get("subject", ()))
             self.peers.append(str(subject.get("commonName", "")))
-        self.requests.append(_head(connection))
+        self.requests.append(_request(connection))
         connection.sendall(self.answer)
         connection.close()
 
