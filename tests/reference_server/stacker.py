@@ -29,7 +29,7 @@ import string
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,8 @@ CREATE TABLE IF NOT EXISTS stacker_agents (
     agent_id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, version TEXT NOT NULL, capabilities TEXT NOT NULL,
     system_info TEXT NOT NULL, last_heartbeat REAL, registered_at REAL NOT NULL, updated_at REAL NOT NULL,
     token_hash TEXT, vault_seen TEXT, previous_hash TEXT, previous_until REAL);
+CREATE INDEX IF NOT EXISTS stacker_tokens ON stacker_agents (token_hash);
+CREATE INDEX IF NOT EXISTS stacker_former_tokens ON stacker_agents (previous_hash);
 CREATE TABLE IF NOT EXISTS stacker_commands (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, command_id TEXT NOT NULL UNIQUE, name TEXT NOT NULL, type TEXT NOT NULL,
     status TEXT NOT NULL, priority TEXT NOT NULL, parameters TEXT, result TEXT, error TEXT, created_by TEXT,
@@ -132,6 +134,11 @@ class _Records:
     def by_id(self, agent_id: str) -> Agent | None:
         row = self._db.one("SELECT * FROM stacker_agents WHERE agent_id = ?", agent_id)
         return None if row is None else Agent.of_row(row)
+
+    def by_token_hash(self, token_hash: str) -> list[Agent]:
+        """Return whoever has this token, or had it before the one of now."""
+        rows = self._db.all("SELECT * FROM stacker_agents WHERE token_hash = ? OR previous_hash = ?", token_hash, token_hash)
+        return [Agent.of_row(row) for row in rows]
 
     def every(self) -> list[Agent]:
         return [Agent.of_row(row) for row in self._db.all("SELECT * FROM stacker_agents ORDER BY registered_at, name")]
@@ -891,11 +898,13 @@ class DocumentedStacker(Stacker):
                 return Caller("agent", agent=agent)
         raise RefusalError(self.failure(401, "Invalid token"))
 
-    def _candidates(self, call: Call, bearer: str) -> list[Agent]:
+    def _candidates(self, call: Call, bearer: str) -> Iterator[Agent]:
         """Agents a lone bearer may belong to, the likely ones first: Vault may hold a token the database has not seen."""
-        wanted = _hash(bearer)
-        hinted = call.parameters.get("name") or call.query.get("deployment_hash")
-        return sorted(self.records.every(), key=lambda agent: (wanted not in (agent.token_hash, agent.previous_hash), agent.name != hinted))
+        hinted = self.records.by_name(call.parameters.get("name") or call.query.get("deployment_hash") or "")
+        likely = [*self.records.by_token_hash(_hash(bearer)), *([hinted] if hinted is not None else [])]
+        yield from likely
+        tried = {agent.agent_id for agent in likely}
+        yield from (agent for agent in self.records.every() if agent.agent_id not in tried)
 
     async def token_matches(self, agent: Agent, token: str) -> bool:
         """Compare with the current token, and with the previous one while the overlap lasts."""
