@@ -21,8 +21,8 @@ options:
   delivery:
     description:
       - How the store on the host is read and written. The outcome is the same.
-      - V(fast) sends one POSIX shell script through the connection, V(module) runs M(muster.agents.credential_store) with the host's Python,
-        and V(auto) takes the fast way wherever it works.
+      - V(fast) sends one POSIX shell script through the connection. V(module) does what M(muster.agents.credential_store) does in the host's Python;
+        the sources go through the connection too where that works, otherwise Ansible runs the module. V(auto) takes the fast way wherever it works.
     type: str
     choices: [auto, fast, module]
     default: auto

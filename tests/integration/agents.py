@@ -9,6 +9,7 @@ import contextlib
 import json
 import shlex
 import ssl
+import sys
 import urllib.error
 import urllib.request
 import uuid
@@ -26,7 +27,7 @@ WAYS = ("fast", "module")
 REGISTER = "muster.agents.agent_register"
 CONFIG = "muster.agents.agent_config"
 
-__all__ = ["CONFIG", "CONTRACTS", "REGISTER", "TEMPLATES", "WAYS", "Agent", "World", "orders"]
+__all__ = ["CONFIG", "CONTRACTS", "REGISTER", "TEMPLATES", "WAYS", "Agent", "World", "orders", "strict_python"]
 
 
 @dataclass(frozen=True)
@@ -168,3 +169,11 @@ def orders(agents: Mapping[str, Agent] | Sequence[Agent], **changes: Any) -> dic
     """The options of many agents by host name, each with the same *changes*."""
     named = agents if isinstance(agents, Mapping) else {agent.name: agent for agent in agents}
     return {host: agent.options(**changes) for host, agent in named.items()}
+
+
+def strict_python(directory: Path) -> Path:
+    """Make an interpreter in *directory* that runs files and standard input only, so that a module of ours goes as Ansible's archive."""
+    python = directory / "strict-python"
+    python.write_text(f'#!/bin/sh\n[ "$1" != -c ] || exit 1\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    return python

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 from reference_server.client import ReferenceServer, VaultLink
 
-from .agents import CONTRACTS, REGISTER, WAYS, Agent, World, orders
+from .agents import CONTRACTS, REGISTER, WAYS, Agent, World, orders, strict_python
 from .controller import Controller
 
 
@@ -64,6 +65,20 @@ def test_check_mode_foretells_what_the_real_run_does_and_a_second_run_changes_no
         assert world.mutations() == []
         assert "changed=1" not in again.output
     assert controller.spool == []
+
+
+def test_a_python_that_takes_no_sources_is_given_the_module(world: World, controller: Controller, tmp_path: Path) -> None:
+    agents = {contract: Agent(world, contract, tmp_path / contract, "module") for contract in CONTRACTS}
+    strict = {"ANSIBLE_PYTHON_INTERPRETER": str(strict_python(tmp_path))}
+    done = controller.each(REGISTER, orders(agents), environment=strict, arguments=["-vvvv"]).good()
+    assert len(re.findall(r"Using module file \S+/credential_store\.py", done.output)) == 2 * len(agents)
+    for agent in agents.values():
+        agent.check_healthy()
+        assert agent.secret() not in done.output + done.events
+    world.quiet()
+    again = controller.each(REGISTER, orders(agents), environment=strict).good()
+    assert [again.result(host)["changed"] for host in agents] == [False, False]
+    assert world.mutations() == []
 
 
 def test_a_new_version_is_told_once_and_never_again(world: World, controller: Controller, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from world.processes import wait_until
 
-from .agents import CONTRACTS, REGISTER, WAYS, Agent, World
+from .agents import CONTRACTS, REGISTER, WAYS, Agent, World, strict_python
 from .canary import Watch, found_in, found_in_files, slow_tools
 from .controller import Controller, for_each
 
@@ -135,7 +135,8 @@ def test_job_events_of_ansible_runner_hold_no_secret(fleet: Fleet, controller: C
 
 @pytest.mark.parametrize("point", ["after_mint", "in-delivery"])
 def test_a_killed_run_leaves_a_secret_in_no_temporary_file_without_pipelining(fleet: Fleet, controller: Controller, tmp_path: Path, point: str) -> None:
-    environment = {"ANSIBLE_PIPELINING": "0", "ANSIBLE_KEEP_REMOTE_FILES": "0"}
+    python = strict_python(tmp_path)  # whatever goes on standard input leaves no file at all
+    environment = {"ANSIBLE_PIPELINING": "0", "ANSIBLE_KEEP_REMOTE_FILES": "0", "ANSIBLE_PYTHON_INTERPRETER": str(python)}
     blocked = {host: tmp_path / f"blocked-{host}" for host in fleet.agents}
     options = {host: dict(given) for host, given in fleet.options.items()}
     if point == "in-delivery":

@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import typing as t
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,8 @@ class Action:
     """What Host needs of an action plugin. Scripts run in *shell* of this machine; *environment* and *rewrite* let a test disturb them."""
 
     def __init__(self, shell: str = "dash", *, environment: t.Mapping[str, str] | None = None, rewrite: t.Callable[[str], str] | None = None) -> None:
+        self._task = SimpleNamespace(check_mode=False, delegate_to=None)
+        self._templar = SimpleNamespace(template=lambda value: value)
         self._connection = SimpleNamespace(has_pipelining=True, _shell=SimpleNamespace(SHELL_FAMILY="sh"), _play_context=SimpleNamespace(no_log=False))
         self._shell = [str(shutil.which(shell)), *(["sh"] if shell == "busybox" else [])]
         self._environment = dict(environment or {})
@@ -80,6 +83,10 @@ class Action:
             env={"PATH": os.environ["PATH"], **self._environment}, start_new_session=True)
         return {"rc": done.returncode, "stdout": done.stdout.decode("utf-8", "surrogateescape"), "stderr": done.stderr.decode("utf-8", "replace")}
 
+    @staticmethod
+    def _compute_environment_string() -> str:
+        return ""
+
     def _execute_module(self, *, module_name: str, module_args: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         if module_name != "muster.agents.credential_store":
             raise AssertionError(f"no other module is run: {module_name}")
@@ -94,20 +101,22 @@ class Action:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to a store: *delivery* is the option's value, *shell* who runs the scripts."""
+    """One way to a store: *delivery* is the option's value, *shell* who runs the scripts; *light* makes the host's Python known, so that no module is run."""
 
     delivery: str
     shell: str = "dash"
+    light: bool = False
 
     def host(self, store: Path, **action: t.Any) -> Host:
         """Return a handle on the identity's store below *store*."""
-        return Host(t.cast(t.Any, Action(self.shell, **action)), {}, store=str(store), control_plane="stacker", name=NAME, delivery=self.delivery)
+        known = {"ansible_python_interpreter": sys.executable} if self.light else {}
+        return Host(t.cast(t.Any, Action(self.shell, **action)), known, store=str(store), control_plane="stacker", name=NAME, delivery=self.delivery)
 
     def __str__(self) -> str:
-        return self.delivery if self.delivery == "module" else self.shell
+        return ("light" if self.light else self.delivery) if self.delivery == "module" else self.shell
 
 
-WAYS = (Way("fast", "dash"), Way("fast", "bash"), Way("module"))
+WAYS = (Way("fast", "dash"), Way("fast", "bash"), Way("module"), Way("module", light=True))
 
 
 @dataclass(frozen=True)
