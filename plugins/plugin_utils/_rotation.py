@@ -286,7 +286,7 @@ class Rotation(Transaction):
         receipt = _receipt(look)
         self.parts.spool.drop()  # what lies there is on the host too, or was refused
         if not receipt.retire_pending:
-            if look.leftovers or (look.held is not None and (look.held.lease_until <= look.time or holder_is_dead(look.held.controller))):
+            if look.leftovers or self._stray(look) or (look.held is not None and (look.held.lease_until <= look.time or holder_is_dead(look.held.controller))):
                 self._release(self._lease(look))  # a run that died before it did anything left them
             return self._unchanged(look, plan, "not_due", f"{self.enrolment.name} keeps its credential. {plan.why}")
         look = self._lease(look)
@@ -329,8 +329,30 @@ class Rotation(Transaction):
         """Let go of the lease, and of nothing else."""
         if self._leased and look.held is not None and look.held.controller == controller_identity():
             remove = tuple(path for path in look.leftovers if not path.endswith("/stage"))
-            self.parts.host.deliver(Delivery(self.parts.host.root, look.receipt_digest, remove=remove))
+            self.parts.host.deliver(Delivery(self.parts.host.root, look.receipt_digest, remove=remove, keep=self._worth_keeping(look)))
         self._leased = False
+
+    def _stray(self, look: Look) -> bool:
+        """Say whether the host has a generation that no receipt tells of: a run ended between its two steps of staging a credential of ours.
+
+        Nobody else has heard of it then. What a control plane issued is another matter: it may be good once its server is ready.
+        """
+        receipt = _receipt(look)
+        return self._origin != "server" and receipt.phase != "ROTATING" and look.generation() > receipt.generation
+
+    def _worth_keeping(self, look: Look) -> tuple[int, ...]:
+        """Return the generations to keep where there is a stray one; none, for all, where there is not."""
+        receipt = _receipt(look)
+        return _kept(receipt, receipt.generation, receipt.generation - 1) if self._stray(look) else ()
+
+    def _without_stray(self, look: Look) -> Look:
+        """Take a stray generation away while the lease is ours. Returns the look as it would be now."""
+        keep = self._worth_keeping(look)
+        if not keep:
+            return look
+        self.parts.host.deliver(Delivery(self.parts.host.root, look.receipt_digest, keep=keep, keep_intent=True))
+        kept = {number: secrets for number, secrets in look.generations.items() if number in keep}
+        return _after(look, _receipt(look), kept, {number: name for number, name in look.ids.items() if number in keep})
 
     def _release_after_failure(self) -> None:
         """Let go of the lease where the host can still be reached; otherwise it ends by itself."""
@@ -349,6 +371,7 @@ class Rotation(Transaction):
         if situation.step == "back":
             return self._finish_going_back(look, accepted, other, plan)
         if situation.step == "gate":
+            look = self._without_stray(look)
             return self._guarded(look, accepted, other, plan, "resumed", "unfinished", proved=True)
         if situation.step == "forward":
             reason = "vault_credential" if accepted.origin.startswith("vault:") else "unfinished"

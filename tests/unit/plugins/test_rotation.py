@@ -81,6 +81,31 @@ def test_what_a_run_left_half_written_is_cleared_by_the_next_one(world: World) -
         world.check()
 
 
+@pytest.mark.parametrize(("due", "action"), [(AGE, "unchanged"), (ALWAYS, "rotated")])
+def test_a_generation_that_was_staged_without_its_receipt_is_taken_away(due: Due, action: str, tmp_path: Path) -> None:
+    world = World(tmp_path, ThroughVault)
+    world.enrol()
+    for _again in range(2):
+        stray = max(world.disk.generations) + 1
+        world.disk.generations[stray] = {"token": "nobody-has-heard-of-it", "agent_id": world.receipt.agent_id}
+        foretold = world.rotate(due, check_mode=True)
+        assert (foretold.changed, stray in world.disk.generations) == (action == "rotated", True)
+        assert world.rotate(due).action == action
+        world.check()
+        assert "nobody-has-heard-of-it" not in {stored["token"] for stored in world.disk.generations.values()}
+
+
+def test_a_stray_generation_goes_too_when_only_the_process_is_judged_again(tmp_path: Path) -> None:
+    world = World(tmp_path, ThroughVault)
+    world.enrol()
+    world.reds = 2
+    with pytest.raises(AgentsError):
+        world.rotate()
+    world.disk.generations[max(world.disk.generations) + 1] = {"token": "nobody-has-heard-of-it", "agent_id": world.receipt.agent_id}
+    assert world.rotate(AGE).action == "resumed"
+    world.check()
+
+
 @pytest.mark.parametrize(("kind", "after"), [(ThroughVault, "restored"), (WithOverlap, "restored"), (Destructive, "forward")])
 def test_a_red_gate_brings_the_old_credential_back_where_that_can_be(kind: type[Server], after: str, tmp_path: Path) -> None:
     world = World(tmp_path, kind)
