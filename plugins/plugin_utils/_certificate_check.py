@@ -23,7 +23,7 @@ from ansible_collections.muster.agents.plugins.module_utils._certificate_files i
 from ansible_collections.muster.agents.plugins.module_utils._tls_probe import DEFAULT_PORTS, Sight, Target, probe
 from ansible_collections.muster.agents.plugins.plugin_utils import _check_details, _check_outputs, _check_revocation
 from ansible_collections.muster.agents.plugins.plugin_utils._check_chain import Authorities
-from ansible_collections.muster.agents.plugins.plugin_utils._check_details import Certificate, load
+from ansible_collections.muster.agents.plugins.plugin_utils._check_details import Certificate, load, quiet
 from ansible_collections.muster.agents.plugins.plugin_utils._check_revocation import Revocation, Status
 from ansible_collections.muster.agents.plugins.plugin_utils._check_verdict import VERDICTS, Context, Item, Look, Pin, Seen, judge, look_at
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import HostFailure, InvalidInput, MissingLibrary
@@ -79,7 +79,8 @@ def check(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mapping[
         raise InvalidInput("There is nothing to check: give files, directories or endpoints.")
     jobs, seen = _look_on_host(action, args, task_vars, jobs) if args["from"] == "host" else _look_here(args, jobs, passphrase)
     source = "controller" if args["from"] == "controller" else str(task_vars.get("inventory_hostname", "host"))
-    results = [{**result, "source": source} for result in _judged(jobs, seen, context, args)]
+    with quiet():
+        results = [{**result, "source": source} for result in _judged(jobs, seen, context, args)]
     remembered = _remembered(results, args, now, check_mode=check_mode)
     return _reported(remembered, args, now, check_mode=check_mode)
 

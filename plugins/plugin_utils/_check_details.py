@@ -11,6 +11,7 @@ field is read on its own, and what went wrong is listed.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import math
 import typing as t
@@ -31,7 +32,7 @@ except ImportError:
 else:
     IMPORT_ERROR = None
 
-__all__ = ["IMPORT_ERROR", "Certificate", "Flaw", "details", "element", "left", "load", "san_entries", "try_read"]
+__all__ = ["IMPORT_ERROR", "Certificate", "Flaw", "details", "element", "left", "load", "quiet", "san_entries", "spki_pin", "strength", "try_read"]
 
 _DAY = 86400.0
 _SIGNATURES = {
@@ -103,8 +104,7 @@ class Certificate:
 def load(der: bytes) -> Certificate | Flaw:
     """Return the certificate in *der*, or the flaw that keeps it from being read at all."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong with it is told as a flaw
+        with quiet():
             parsed = x509.load_der_x509_certificate(der)
         not_before, not_after = certificates.validity(parsed)
         subject, issuer = _name_bytes(parsed, "subject"), _name_bytes(parsed, "issuer")
@@ -171,17 +171,43 @@ def san_entries(found: Certificate) -> list[tuple[str, str]]:
     return entries
 
 
+def strength(found: Certificate) -> tuple[str, int, str]:
+    """Return the kind and the bits of its key, and what its signature is made with; empty or 0 for what cannot be read."""
+    return (*_key(try_read(found.parsed.public_key, None)), _signature(found.parsed))
+
+
 def spki_pin(key: t.Any) -> str:
     """Return the SHA-256 of a public key in base64, as it is pinned; empty for an unreadable key."""
     data = try_read(lambda: certificates.public_bytes(key), b"")
     return base64.b64encode(hashlib.sha256(data).digest()).decode() if data else ""
 
 
+@contextlib.contextmanager
+def quiet() -> t.Iterator[None]:
+    """Let cryptography warn of nothing inside: what is wrong with a certificate is told as a flaw.
+
+    Blocks may be nested; only the outermost costs anything, so one belongs around the reading of many certificates.
+    """
+    if _Quiet.entered:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _Quiet.entered = True
+        try:
+            yield
+        finally:
+            _Quiet.entered = False
+
+
+class _Quiet:
+    entered = False
+
+
 def try_read(what: t.Callable[[], _T], otherwise: _T) -> _T:
     """Return what *what* returns, or *otherwise* when the certificate does not allow to read it."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what is told as a flaw
+        with quiet():
             return what()
     except _errors():
         return otherwise
@@ -213,8 +239,7 @@ def _attributes(parsed: x509.Certificate, which: str) -> list[t.Any]:
 def _readable(what: t.Callable[[], t.Any]) -> str | None:
     """Return None when *what* can be read, else why not."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             what()
     except _errors() as error:
         return _first_line(error)

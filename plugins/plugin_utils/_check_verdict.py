@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ansible_collections.muster.agents.plugins.module_utils._certificate_files import Reading
 from ansible_collections.muster.agents.plugins.module_utils._tls_probe import Sight
 from ansible_collections.muster.agents.plugins.plugin_utils import _check_chain as chains
-from ansible_collections.muster.agents.plugins.plugin_utils._check_details import Certificate, Flaw, details, element, left, load, spki_pin, try_read
+from ansible_collections.muster.agents.plugins.plugin_utils._check_details import Certificate, Flaw, details, element, left, load, spki_pin, strength, try_read
 from ansible_collections.muster.agents.plugins.plugin_utils._check_revocation import Question, Status
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import InvalidInput
 from ansible_collections.muster.agents.plugins.plugin_utils._thresholds import Thresholds
@@ -170,7 +170,7 @@ def judge(item: Item, seen: Seen, looks: t.Sequence[Look], answers: Answers, con
         "item": item.label, "kind": item.kind, "domain": item.domain, "port": item.port, "path": item.path, "verdict": verdict,
         "reason": counted[0].reason if counted else "ok", "msg": counted[0].msg if counted else "It is good.",
         "problems": [one.as_result() for one in counted], "ignored": [one.as_result() for one in problems if one.reason in context.ignore],
-        "last_checked": iso(context.now), **_addresses(seen), **_shown(item, seen, worst_look, answers, context),
+        "last_checked": iso(context.now), **_addresses(seen, looks), **_shown(item, seen, worst_look, answers, context),
     }
     if not counted and result["not_after"]:
         result["msg"] = f"It is good until {result['not_after']}."
@@ -259,14 +259,13 @@ def _chain_problems(route: chains.Route, where: str, context: Context) -> t.Iter
 
 
 def _strength_problems(leaf: Certificate, look: Look, where: str) -> t.Iterator[Problem]:
-    told = details(leaf, leaf.not_before)
-    algorithm, bits = told["public_key_algorithm"], told["public_key_bits"]
+    algorithm, bits, _signature = strength(leaf)
     if (algorithm == "RSA" and bits < _MIN_RSA_BITS) or (algorithm == "ECDSA" and bits < _MIN_EC_BITS) or algorithm == "DSA":
         yield Problem("weak_key", "critical", f"Its key ({algorithm} with {bits} bits) is too weak: clients of today refuse it{where}.")
     steps = look.route.steps if look.route is not None else (leaf,)
     # Nobody looks at the signature of a CA's own certificate that is trusted by itself.
     for step in steps if len(steps) == 1 else [one for one in steps if not one.self_issued]:
-        name = str(details(step, step.not_before)["signature_algorithm"])
+        name = strength(step)[2]
         if any(weak in name.lower() for weak in _WEAK_HASHES):
             whose = "It" if step is leaf else f"The certificate of the CA {step.subject}"
             yield Problem("weak_signature", "critical", f"{whose} is signed with {name}, which clients of today refuse{where}.")
@@ -295,12 +294,12 @@ def _short(leaf: Certificate | Flaw) -> str:
     return leaf.msg if isinstance(leaf, Flaw) else f"{leaf.subject} until {iso(leaf.not_after)}"
 
 
-def _addresses(seen: Seen) -> dict[str, t.Any]:
+def _addresses(seen: Seen, looks: t.Sequence[Look]) -> dict[str, t.Any]:
     """Return what each address showed."""
+    leaves = {look.leaf.der: look.leaf for look in looks if isinstance(look.leaf, Certificate)}
     told = []
     for sight in seen.sights:
-        leaf = load(sight.chain[0]) if sight.chain else None
-        known = leaf if isinstance(leaf, Certificate) else None
+        known = leaves.get(sight.chain[0]) if sight.chain else None
         told.append({
             "address": sight.address, "reason": sight.reason, "msg": sight.msg, "tls_version": sight.tls_version, "cipher_suite": sight.cipher_suite,
             "client_certificate": sight.client_certificate, "tries": sight.tries, "chain_depth": len(sight.chain),
@@ -314,7 +313,7 @@ def _shown(item: Item, seen: Seen, look: Look | None, answers: Answers, context:
     leaf = look.leaf if look is not None else None
     if look is None or not isinstance(leaf, Certificate):
         return {**_EMPTY, "chain": [element(one, context.now) for one in look.chain] if look is not None else [], "key_match": _key_match(seen)}
-    sight = next((one for one in seen.sights if one.chain and load(one.chain[0]) == leaf), None)
+    sight = next((one for one in seen.sights if one.chain and one.chain[0] == leaf.der), None)
     route, said = look.route, answers.get(look.key, {})
     fault = route.fault if route is not None else None
     served = [one for one in look.chain if isinstance(one, Certificate)]

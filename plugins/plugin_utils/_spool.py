@@ -9,12 +9,13 @@ Best effort by design: an execution environment may vanish with it. A credential
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import typing as t
 
-from ansible_collections.muster.agents.plugins.module_utils._atomic_file import replace_file
+from ansible_collections.muster.agents.plugins.module_utils._atomic_file import replace_file, temporary_name
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret, register_with_core
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import Credential
 
@@ -60,8 +61,7 @@ class Spool:
         return credential, extra, document.get("possessed") is True
 
     def drop(self) -> None:
-        """Remove what is kept, once it is durable elsewhere."""
-        try:
-            os.unlink(self._path)
-        except OSError:
-            return
+        """Remove what is kept, once it is durable elsewhere, and what a run that was killed in :meth:`keep` left half written."""
+        for path in (self._path, temporary_name(self._path)):
+            with contextlib.suppress(OSError):
+                os.unlink(path)

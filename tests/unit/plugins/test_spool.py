@@ -52,6 +52,18 @@ def test_dropping_removes_it_and_may_be_repeated(tmp_path: Path) -> None:
     assert list((tmp_path / "spool").iterdir()) == []
 
 
+def test_dropping_takes_away_what_a_killed_run_left_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(_source: str, _target: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt):
+        during.setattr("os.replace", killed)
+        _spool(tmp_path).keep(CREDENTIAL, {})
+    assert len(list((tmp_path / "spool").iterdir())) == 1
+    _spool(tmp_path).drop()
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
 @pytest.mark.parametrize("content", [
     b"", b"{", b"[]", b"3", b"null", b"\xff", b"{}", b'{"agent_id": "x"}', b'{"agent_id": "x", "secrets": {"token": ""}, "extra": {}}',
     b'{"agent_id": "x", "secrets": [], "extra": {}}', b'{"agent_id": "x", "secrets": {"token": null}, "extra": {}}',
