@@ -41,9 +41,8 @@ class LightModule:
 
     def exit_json(self, **result: t.Any) -> t.NoReturn:
         """Tell the result and end."""
-        print(json.dumps(result))
-        print(self.mark, flush=True)
-        sys.exit(0)
+        _say(json.dumps(result), self.mark)
+        raise SystemExit(0)
 
     def fail_json(self, **result: t.Any) -> t.NoReturn:
         """Tell the failure and end."""
@@ -100,7 +99,7 @@ class _Finder:
 def serve(payload: t.Mapping[str, t.Any]) -> None:
     """Run a module: *payload* has its full ``name``, the ``sources`` of it and of what it imports, ``args``, ``check_mode``, ``start`` and ``end``."""
     if os.path.exists("/sys/fs/selinux/enforce"):
-        print("unfit selinux")
+        _say("unfit selinux")
         return
     LightModule.given, LightModule.checking, LightModule.mark = payload["args"], payload["check_mode"], payload["end"]
     basic = types.ModuleType("ansible.module_utils.basic")
@@ -110,8 +109,14 @@ def serve(payload: t.Mapping[str, t.Any]) -> None:
     sys.modules[basic.__name__] = basic
     sys.meta_path.insert(0, t.cast(t.Any, _Finder(payload["sources"])))
     module = import_module(payload["name"])
-    print(payload["start"], flush=True)
+    _say(payload["start"])
     module.main()
+
+
+def _say(*lines: str) -> None:
+    """Write lines to standard output, at once."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
 
 
 def _complete(given: t.Mapping[str, t.Any], spec: t.Mapping[str, t.Mapping[str, t.Any]]) -> dict[str, t.Any]:
