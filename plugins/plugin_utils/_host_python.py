@@ -4,7 +4,7 @@
 
 """Our own modules in a host's Python, sent as sources on standard input (private to muster.agents).
 
-What comes of it is what the module itself would have answered; module_utils/_light_module.py is the part on the host. Options travel on standard input
+What comes of it is what the module itself would have answered; _light_module.py is the part on the host. Options travel on standard input
 too: nothing but a short program that reads it stands on a command line, and no file is made on the host.
 """
 
@@ -86,7 +86,7 @@ def _sources(module: str) -> dict[str, t.Any]:
             waiting += [f"module_utils.{item}" for item in _imported(found[name])]
     return {
         "name": f"{_PACKAGE}.modules.{module}", "sources": {f"{_PACKAGE}.{name}": text for name, text in found.items()},
-        "light": (_PLUGINS / "module_utils" / "_light_module.py").read_text(encoding="utf-8"),
+        "light": (_PLUGINS / "plugin_utils" / "_light_module.py").read_text(encoding="utf-8"),
     }
 
 

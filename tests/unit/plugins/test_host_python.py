@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import pytest
 from store_ways import Action, Way, plant_key
 
-from ansible_collections.muster.agents.plugins.module_utils import _light_module
 from ansible_collections.muster.agents.plugins.plugin_utils import _host_python as sent
+from ansible_collections.muster.agents.plugins.plugin_utils import _light_module
 from ansible_collections.muster.agents.plugins.plugin_utils._host_scripts import END, START
 
 PLUGINS = Path(_light_module.__file__).parent.parent

@@ -1,13 +1,13 @@
 # Copyright (c) 2026, muster.agents contributors
-# Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
-# SPDX-License-Identifier: BSD-2-Clause
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Runs our own modules on a host without the archive that Ansible makes of a module (private; no stability promise outside muster.agents).
+"""Runs our own modules on a host without the archive that Ansible makes of a module (private to muster.agents).
 
 Most of what a module costs a host is that archive and what AnsibleModule imports. This file and the sources of one module come on standard input instead
-(plugin_utils/_host_python.py sends them); the very same code runs, with a stand-in for the few things of AnsibleModule that our modules use.
+(_host_python.py sends them); the very same code runs, with a stand-in for the few things of AnsibleModule that our modules use.
 
-Runs on the host with Python 3.9+ and its standard library alone.
+Its own text runs on the host with Python 3.9+ and the standard library alone; no module imports it, nor anything on the controller.
 """
 
 from __future__ import annotations
