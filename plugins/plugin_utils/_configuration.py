@@ -84,7 +84,7 @@ def _delivery(task: _Task, look: Look, rendered: t.Sequence[RenderedFile], chang
     return Delivery(
         task.host.root, look.receipt_digest, receipt=document, key="" if look.key or receipt is None else key, files=staged(changed),
         save_previous=bool(changed) and receipt is not None and receipt.phase == "COMMITTED",
-        remove=tuple(path for path in look.leftovers if not path.endswith("/stage")))
+        remove=look.rubbish)
 
 
 def _restored(task: _Task) -> dict[str, t.Any]:

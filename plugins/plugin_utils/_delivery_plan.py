@@ -87,7 +87,7 @@ def make_plan(look: Look, wanted: Wanted, root: str) -> Plan:
         root=root, expect=look.receipt_digest, receipt=receipt.dump(), key="" if look.key else key, generation=generation if fresh else 0,
         secrets=_generation_files(wanted) if fresh else (), files=staged(changed), keep=(generation, generation - 1) if fresh else (),
         save_previous=bool(changed) and old is not None and old.phase == "COMMITTED",
-        remove=tuple(path for path in look.leftovers if not path.endswith("/stage")))
+        remove=look.rubbish)
     return Plan(receipt, delivery, changed)
 
 

@@ -75,6 +75,11 @@ class Look:
         """Return the number of the newest generation on the host, 0 for none; it may be newer than the receipt after a crash."""
         return max(self.generations, default=0)
 
+    @property
+    def rubbish(self) -> tuple[str, ...]:
+        """What runs that died left half written, less the folder that every delivery empties by itself."""
+        return tuple(path for path in self.leftovers if not path.endswith("/stage"))
+
 
 class Host:
     """One identity's store on one host. A visit is one script, or one module execution where no script can do it."""

@@ -55,7 +55,7 @@ class LightModule:
                 list(command), check=False, capture_output=True, stdin=subprocess.DEVNULL, env={**os.environ, **self.run_command_environ_update})
         except OSError as error:
             return 127, "", str(error)
-        return done.returncode, done.stdout.decode("utf-8", "surrogateescape"), done.stderr.decode("utf-8", "surrogateescape")
+        return done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
 
     def get_bin_path(self, name: str) -> str | None:
         """Return where the program *name* lies, also among those of the system's administrator; None for nowhere."""

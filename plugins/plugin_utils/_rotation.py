@@ -326,10 +326,9 @@ class Rotation(Transaction):
         return look
 
     def _release(self, look: Look) -> None:
-        """Let go of the lease, and of nothing else."""
+        """Let go of the lease, and take away what runs that died left half done; nothing that is in use is touched."""
         if self._leased and look.held is not None and look.held.controller == controller_identity():
-            remove = tuple(path for path in look.leftovers if not path.endswith("/stage"))
-            self.parts.host.deliver(Delivery(self.parts.host.root, look.receipt_digest, remove=remove, keep=self._worth_keeping(look)))
+            self.parts.host.deliver(Delivery(self.parts.host.root, look.receipt_digest, remove=look.rubbish, keep=self._worth_keeping(look)))
         self._leased = False
 
     def _stray(self, look: Look) -> bool:

@@ -133,6 +133,7 @@ def test_commands_run_with_the_given_environment_and_none_is_a_failure() -> None
     module = _light_module.LightModule({})
     module.run_command_environ_update = {"MUSTER_SAID": "yes"}
     assert module.run_command(["sh", "-c", "echo $MUSTER_SAID; echo no >&2; exit 3"]) == (3, "yes\n", "no\n")
+    assert module.run_command(["printf", "\\377"])[1] == "\ufffd"  # no text that a result could not be written with
     assert module.run_command(["/no/such/program"])[0] == 127
     assert str(module.get_bin_path("sh")).endswith("/sh")
     assert module.get_bin_path("no-such-program") is None
