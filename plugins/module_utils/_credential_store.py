@@ -119,15 +119,19 @@ class Delivery:
     keep_intent: bool = False
 
     def archive(self) -> bytes:
-        """Return the tar archive that both ways deliver: ``g/<secret>``, ``f<index>``, ``receipt.json``, ``key`` and ``manifest``."""
-        members: list[tuple[str, bytes]] = [(f"g/{name}", content) for name, content in self.secrets]
+        """Return the tar archive that both ways deliver: in ``stage/`` ``g/<generation>/<secret>``, ``f<index>``, ``receipt.json``, ``key``, ``manifest``.
+
+        Unpacked in the store it makes the folders too, which spares the script the programs that would. ``manifest`` is the last, and so
+        nothing is missing where it is there.
+        """
+        members: list[tuple[str, bytes]] = [(f"g/{self.generation}/{name}", content) for name, content in self.secrets]
         members += [(f"f{index}", item.content) for index, item in enumerate(self.files)]
         if self.receipt:
             members.append(("receipt.json", self.receipt))
         if self.key:
             members.append(("key", self.key.encode()))
         manifest = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in members)
-        return _tar([*members, ("manifest", manifest.encode())])
+        return _tar([(f"stage/{name}", content) for name, content in (*members, ("manifest", manifest.encode()))])
 
     def plan(self) -> dict[str, t.Any]:
         """Return everything but the contents, as plain data."""
@@ -146,7 +150,7 @@ class Delivery:
             raise StoreFailure("corrupt", "the delivery differs from its manifest")
         files = tuple(
             StagedFile(**{**item, "content": members[f"f{index}"], "validate": tuple(item["validate"])}) for index, item in enumerate(plan["files"]))
-        secrets = tuple((name[2:], content) for name, content in members.items() if name.startswith("g/"))
+        secrets = tuple((name.split("/", 2)[2], content) for name, content in members.items() if name.startswith("g/"))
         return cls(
             root=plan["root"], expect=plan["expect"], receipt=members.get("receipt.json", b""), key=members.get("key", b"").decode(),
             generation=plan["generation"], secrets=secrets, files=files, keep=tuple(plan["keep"]), remove=tuple(plan["remove"]),
@@ -474,10 +478,6 @@ def _translated(place: str, *, always: bool = False) -> t.Iterator[None]:
 def _tar(members: t.Sequence[tuple[str, bytes]]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        if any(name.startswith("g/") for name, _content in members):
-            folder = tarfile.TarInfo("g")
-            folder.type, folder.mode, folder.mtime = tarfile.DIRTYPE, 0o700, int(time.time())
-            archive.addfile(folder)
         for name, content in members:
             member = tarfile.TarInfo(name)
             member.size, member.mode, member.mtime = len(content), 0o600, int(time.time())
@@ -492,7 +492,7 @@ def _untar(data: bytes) -> dict[str, bytes]:
             for member in archive:
                 stream = archive.extractfile(member) if member.isfile() else None
                 if stream is not None:
-                    members[member.name] = stream.read()
+                    members[member.name.removeprefix("stage/")] = stream.read()
     except tarfile.TarError:
         raise StoreFailure("corrupt", "the delivery cannot be unpacked") from None
     return members

@@ -9,10 +9,13 @@ Runs on controller and host with Python 3.9+ and its standard library alone.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import importlib
 import secrets as _random
+import sys
+import types
 import typing as t
 
 __all__ = ["REDACTED", "Secret", "fingerprint", "new_key", "open_sealed", "redact", "register_with_core", "seal"]
@@ -20,6 +23,7 @@ __all__ = ["REDACTED", "Secret", "fingerprint", "new_key", "open_sealed", "redac
 REDACTED = "<secret>"
 _FINGERPRINT_HEX = 12
 _KEY_BYTES = 32
+_MASKING = "ansible.module_utils.secrets"
 
 
 class Secret:
@@ -99,11 +103,18 @@ def redact(text: str, values: t.Iterable[Secret]) -> str:
 
 def register_with_core(values: t.Iterable[Secret]) -> None:
     """Tell ansible-core about *values*, where it can mask them in its output (2.22 and later); older cores do nothing."""
+    core = sys.modules.get(_MASKING) or _masking()
+    if core is not None:
+        core.register_secrets([value.reveal() for value in values])
+
+
+@functools.lru_cache(maxsize=1)
+def _masking() -> types.ModuleType | None:
+    """Return the part of ansible-core that masks secrets, looked for once; None where there is none."""
     try:
-        core = importlib.import_module("ansible.module_utils.secrets")
+        return importlib.import_module(_MASKING)
     except ImportError:
-        return
-    core.register_secrets([value.reveal() for value in values])
+        return None
 
 
 def _stream(key: str, data: bytes) -> bytes:

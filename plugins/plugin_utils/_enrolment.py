@@ -83,6 +83,7 @@ class Order:
     secrets: the operator's own, by name. vault_paths: empty without Vault. settle_timeout: seconds to wait for the server's own late write.
     lease: seconds an intent keeps others away. adopt: never, stale or always, for an identity that is live elsewhere; adopt_after: seconds
     without a sign of life that make it stale. refresh_at: the share of a credential's life after which it is exchanged, where that is possible.
+    diff: whether the outcome shall show what changed.
     """
 
     enrolment: Enrolment
@@ -97,6 +98,7 @@ class Order:
     refresh_at: float = 0.67
     pin: str = ""
     check_mode: bool = False
+    diff: bool = True
     gathering: Gathering = field(default_factory=lambda: Gathering(system_info=True, capabilities=True))
 
 
@@ -569,17 +571,22 @@ class Transaction:
         changed = changed or held.action in ("registered", "refreshed")
         action = "delivered" if changed and held.action == "unchanged" else held.action
         msg = _SENTENCES[action].format(name=self.enrolment.name, url=self.parts.plane.http.url, origin=held.candidate.origin)
-        old = {f"{name}_{number}": value for number, stored in look.generations.items() for name, value in stored.items()}
-        diff = file_diffs(look, plan.changed, secrets, old, plan.receipt.generation)
-        if plan.delivery is not None:
-            diff.append(receipt_diff(look, plan, self.parts.host.root))
-        diff += [item.diff() for item in changes if item.changed]
         names = {item.path for item in plan.changed}
         return Outcome(
             action=action, reason=held.reason, msg=f"Would be done: {msg}" if self.order.check_mode and changed else msg, changed=changed,
             receipt=plan.receipt, server=replace(self.server, version=held.server.version or self.server.version, api_versions=held.server.api_versions),
             proof=held.proof, vault=changes, policy=policy, files=tuple((item.path, item.path in names) for item in rendered), warnings=held.warnings,
-            diff=tuple(diff))
+            diff=self._shown(look, plan, secrets, changes) if self.order.diff else ())
+
+    def _shown(
+        self, look: Look, plan: Plan, secrets: t.Mapping[str, Secret], changes: t.Sequence[VaultChange],
+    ) -> tuple[t.Mapping[str, str], ...]:
+        """Return what changes in files, receipt and Vault, without its secrets."""
+        old = {f"{name}_{number}": value for number, stored in look.generations.items() for name, value in stored.items()}
+        shown: list[t.Mapping[str, str]] = [*file_diffs(look, plan.changed, secrets, old, plan.receipt.generation)]
+        if plan.delivery is not None:
+            shown.append(receipt_diff(look, plan, self.parts.host.root))
+        return (*shown, *(item.diff() for item in changes if item.changed))
 
     def _refreshed(self, held: _Held) -> _Held:
         """Exchange an accepted credential that nears its end. One that cannot be exchanged any more is kept while it is good."""

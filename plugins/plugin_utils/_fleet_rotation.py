@@ -207,6 +207,7 @@ class _Fleet:
         self._outcomes: dict[str, Outcome] = {}
         self._said = time.monotonic()
         self._spent = threading.Event()
+        self._ids_needed = threading.Event()
 
     def run(self, agents: t.Sequence[_Agent]) -> dict[str, Outcome]:
         """Return each agent's outcome by name, in the given order."""
@@ -272,10 +273,36 @@ class _Fleet:
         return switched
 
     def _accepted(self, session: _Session, agent: _Agent, seen: t.Mapping[str, VaultEntry]) -> Credential:
-        """Return the credential in Vault that the control plane accepts. Raises Rejected when it accepts none."""
+        """Return the credential in Vault that the control plane accepts. Raises Rejected when it accepts none.
+
+        An id that nobody gave is asked for where it is to be kept in Vault, or where this control plane has refused a token that came without one.
+        """
+        known_id = agent.agent_id or _id_in_vault(agent, seen)
+        if not known_id and (self._ids_needed.is_set() or _keeps_id(agent)):
+            known_id = self._id_of(session, agent)
+        accepted, detail = self._first_accepted(session, agent, seen, known_id)
+        if accepted is None and detail and not known_id:
+            known_id = self._id_of(session, agent)
+            if known_id:
+                accepted, detail = self._first_accepted(session, agent, seen, known_id)
+                if accepted is not None:
+                    self._ids_needed.set()
+        if accepted is not None:
+            return accepted
+        if detail and not known_id:
+            raise Rejected(
+                f"the control plane does not accept its token ({detail}), and may need the agent's id with it, which nobody knows: give agent_id, keep it in "
+                "Vault (a field that names agent_id), give admin_token, or rotate it on its host.", reason="agent_id_unknown")
+        raise Rejected(f"the control plane accepts no token that Vault holds for it ({detail or 'there is none'}): run agent_register on its host.",
+                       reason="no_accepted_credential")
+
+    @staticmethod
+    def _first_accepted(
+        session: _Session, agent: _Agent, seen: t.Mapping[str, VaultEntry], known_id: str,
+    ) -> tuple[Credential | None, str]:
+        """Return the first credential in Vault that the control plane accepts; None, and what it said of the last, or nothing where Vault holds none."""
         tried: list[Credential] = []
-        detail = "there is none"
-        known_id = agent.agent_id or _id_in_vault(agent, seen) or self._id_of(session, agent)
+        detail = ""
         for path in agent.paths:
             names = {secret: name for name, secret in path.fields.items()}
             entry = seen[path.path]
@@ -288,14 +315,9 @@ class _Fleet:
             tried.append(credential)
             proof = session.plane.prove(Enrolment(agent.name), credential)
             if proof.accepted:
-                return credential
+                return credential, ""
             detail = proof.detail or proof.how
-        if tried and not known_id:
-            raise Rejected(
-                f"the control plane does not accept its token ({detail}), and may need the agent's id with it, which nobody knows: give agent_id, keep it in "
-                "Vault (a field that names agent_id), give admin_token, or rotate it on its host.", reason="agent_id_unknown")
-        raise Rejected(f"the control plane accepts no token that Vault holds for it ({detail}): run agent_register on its host.",
-                       reason="no_accepted_credential")
+        return None, detail
 
     @staticmethod
     def _id_of(session: _Session, agent: _Agent) -> str:
@@ -311,12 +333,16 @@ class _Fleet:
     def _write(
         self, session: _Session, agent: _Agent, old: Credential, new: Credential, seen: t.Mapping[str, VaultEntry],
     ) -> dict[str, int | None]:
-        """Write *new* under every path, by check-and-set; takes back what was written when one of them fails."""
+        """Write *new* under every path, by check-and-set; takes back what was written when one of them fails.
+
+        A token that is new is proved by use afterwards, by a control plane that finds it in Vault: the only entry there is need not be read besides.
+        """
         versions: dict[str, int | None] = {}
         secrets = _for_vault(new)
+        shown_by_use = new is not old and len(agent.paths) == 1
         try:
             for path in agent.paths:
-                versions[path.path] = session.vault.exchange(_known(path, secrets), secrets, seen[path.path]).version
+                versions[path.path] = session.vault.exchange(_known(path, secrets), secrets, seen[path.path], check=not shown_by_use).version
         except AgentsError as error:
             if new is not old:
                 self._restore(session, agent, old, new, error)
@@ -413,6 +439,11 @@ def _id_in_vault(agent: _Agent, seen: t.Mapping[str, VaultEntry]) -> str:
     """Return the agent's id as one of its entries has it, an empty text where none does."""
     stored = (seen[path.path].fields.get(name) for path in agent.paths for name, secret in path.fields.items() if secret == AGENT_ID)
     return next((value.reveal() for value in stored if value is not None), "")
+
+
+def _keeps_id(agent: _Agent) -> bool:
+    """Say whether an entry of the agent is to hold its id."""
+    return any(AGENT_ID in path.fields.values() for path in agent.paths)
 
 
 def _for_vault(credential: Credential) -> dict[str, Secret]:

@@ -32,7 +32,7 @@ __all__ = ["END", "START", "deliver_script", "look_script", "nudge_script"]
 
 START = "muster-start"
 END = "muster-end"
-_TOOLS = "base64 chmod chown cp date df find flock grep mkdir mv rm sha256sum sync tail tar uname"
+_TOOLS = "base64 chmod chown cp date df find flock grep install mkdir mv rm sha256sum sync tail tar uname"
 _BLOCK = 512
 
 _HEAD = """\
@@ -46,11 +46,11 @@ _FITNESS = """\
 say {start}
 for c in {tools}; do command -v "$c" >/dev/null 2>&1 || {{ say "unfit $c"; exit 0; }}; done
 if [ -e /sys/fs/selinux/enforce ]; then say 'unfit selinux'; exit 0; fi
-case $(cp --version 2>/dev/null) in *GNU*|*uutils*) ;; *) say 'unfit cp'; exit 0;; esac
+now=$(date -d now +%s 2>/dev/null) || {{ say 'unfit date'; exit 0; }}  # BusyBox knows no "now"; where date is its own, cp and mv are
 """
 
 _PLACE = """\
-now=$(date +%s); say "time $now"
+say "time $now"
 p=$r; while [ ! -d "$p" ]; do p=${p%/*}; [ -n "$p" ] || p=/; done
 if [ -w "$p" ]; then say 'writable yes'; else say 'writable no'; fi
 set -- $(df -Pk / "$p"); disk=${11:-}; free=${17:-0}; say "free $free"  # seven words of head, six of a line, and / has no blank in its name
@@ -72,8 +72,10 @@ record() {{
   if [ "$until" -gt "$now" ] && [ "$holder" != {me} ] && [ "$holder" != {takeover} ]; then say 'intent held'; return 0; fi
   [ -n "$attempt" ] || attempt={attempt}
   if [ -e "$r/.intent.muster" ] || [ -L "$r/.intent.muster" ]; then rm -f "$r/.intent.muster"; fi
-  mine=$(printf '%s\\t%s\\t%s\\t%s' "$attempt" {me} "$((now + {lease}))" {why}); say "$mine" >"$r/.intent.muster" || return 1
-  sync "$r/.intent.muster" && mv -fT "$r/.intent.muster" "$r/intent" && sync "$r" || return 1
+  mine="$attempt	"{me}"	$((now + {lease}))	"{why}; say "$mine" >"$r/.intent.muster" || return 1
+  # The attempt in one that is replaced may have made a record already: it goes when the new one is on the disk.
+  [ ! -e "$r/intent" ] || sync "$r/.intent.muster" || return 1
+  mv -fT "$r/.intent.muster" "$r/intent" && sync "$r/intent" "$r" || return 1
   say 'intent recorded'; say "lease $mine"; told=$r/intent
 }}
 attempt=
@@ -84,10 +86,25 @@ attempt=
 """
 
 _FACTS = """\
-set -- $(uname -snrm); say "fact os $1"; say "fact hostname $2"; say "fact kernel_version $3"; say "fact arch $4"
+shown() { [ -r "$1" ] && read -r v <"$1"; }
+if shown /proc/sys/kernel/arch; then  # Linux 6.1 and later
+  say "fact arch $v"
+  shown /proc/sys/kernel/ostype && say "fact os $v"
+  shown /proc/sys/kernel/hostname && say "fact hostname $v"
+  shown /proc/sys/kernel/osrelease && say "fact kernel_version $v"
+else
+  set -- $(uname -snrm); say "fact os $1"; say "fact hostname $2"; say "fact kernel_version $3"; say "fact arch $4"
+fi
+n=0
+if shown /sys/devices/system/cpu/online; then  # as in 0-3,6
+  IFS=,
+  for v in $v; do n=$((n + ${v#*-} - ${v%-*} + 1)); done
+  unset IFS
+fi
+[ "$n" -gt 0 ] || n=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 0)
+say "fact cpu_cores $n"
 while read -r k v _; do [ "$k" = MemTotal: ] && say "fact memory_kib $v" && break; done </proc/meminfo
 read -r v _ </proc/uptime && say "fact uptime_seconds ${v%.*}"
-say "fact cpu_cores $(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 0)"
 say "fact disk_free_kib $disk"
 if command -v docker >/dev/null 2>&1; then
   say "fact docker_version $(docker --version 2>/dev/null)"
@@ -127,10 +144,10 @@ now=; if [ -f "$r/receipt.json" ]; then now=$(sha256sum <"$r/receipt.json"); now
 
 _UNPACK = """\
 if [ -e "$r/stage" ] || [ -L "$r/stage" ]; then rm -rf "$r/stage"; fi
-mkdir "$r/stage" 2>/dev/null || stuck "$r/stage"
-cd "$r/stage" || fail not_writable "$r/stage"
-tar -xf - --no-same-owner 2>/dev/null || torn
-[ -f manifest ] && { [ ! -s manifest ] || sha256sum --status -c manifest 2>/dev/null; } || fail corrupt 'the delivery differs from its manifest'
+[ -w "$r" ] || stuck "$r/stage"
+tar -xf - -C "$r" --no-same-owner 2>/dev/null || torn
+whole() { cd "$r/stage" 2>/dev/null && [ -f manifest ] && { [ ! -s manifest ] || sha256sum --status -c manifest 2>/dev/null; }; }
+whole || fail corrupt 'the delivery differs from its manifest'
 """
 
 
@@ -162,29 +179,16 @@ def deliver_script(delivery: Delivery) -> str:
         return "".join([*lines, _removal(delivery), f"say {END}\n"])
     lines.append(_UNPACK)
     lines += [_stage(index, item) for index, item in enumerate(delivery.files)]
-    durable = [f"g/{name}" for name, _content in delivery.secrets]
-    durable += [name for name, there in (("g", delivery.generation), ("receipt.json", delivery.receipt), ("key", delivery.key)) if there]
+    folder = f"g/{delivery.generation}"
+    durable = [f"{folder}/{name}" for name, _content in delivery.secrets] + ([folder, "g"] if delivery.generation else [])
+    durable += [name for name, there in (("receipt.json", delivery.receipt), ("key", delivery.key)) if there]
     durable += [temporary_name(item.path) for item in delivery.files]
     if durable:
         place = shlex.quote(delivery.files[0].path) if delivery.files else '"$r/stage"'
         lines.append(f'sync {" ".join(map(shlex.quote, durable))} 2>/dev/null || {{ ! full "$r/stage" || stuck "$r/stage"; stuck {place}; }}\n')
     if delivery.save_previous:
         lines.append(_save_previous(delivery.files))
-    if delivery.generation:
-        number = int(delivery.generation)
-        lines.append(
-            f'{{ [ -d "$r/generations" ] || mkdir "$r/generations"; }} && mv -T g "$r/generations/{number}" && sync "$r/generations" || '
-            f'stuck "$r/generations/{number}"\n')
-    lines += [f"mv -fT {shlex.quote(temporary_name(item.path))} {shlex.quote(item.path)} || stuck {shlex.quote(item.path)}\n" for item in delivery.files]
-    directories = sorted({os.path.dirname(item.path) for item in delivery.files})
-    if directories:
-        lines.append(f"sync {' '.join(shlex.quote(item) for item in directories)} || stuck {shlex.quote(directories[0])}\n")
-    if delivery.remove:
-        lines.append(f"rm -rf {' '.join(shlex.quote(item) for item in delivery.remove)}\n")
-    if delivery.key or delivery.receipt:
-        key = '[ -e "$r/key" ] || set -- key; ' if delivery.key else ""
-        receipt = 'set -- "$@" receipt.json; ' if delivery.receipt else ""
-        lines.append(f'set --; {key}{receipt}[ $# -eq 0 ] || {{ mv -f -t "$r" "$@" && sync "$r"; }} || stuck "$r/receipt.json"\n')
+    lines.append(_moves(delivery))
     if delivery.keep:
         kept = "|".join(str(int(number)) for number in delivery.keep)
         lines.append(f'for g in "$r"/generations/*; do case ${{g##*/}} in {kept}|*[!0-9]*) ;; *) rm -rf "$g";; esac; done\n')
@@ -205,6 +209,37 @@ def _settled_lines(url: str) -> str:
     return " ".join(f"-e {shlex.quote(value + end)}" for value in values for end in ("", ","))
 
 
+def _moves(delivery: Delivery) -> str:
+    """Return the lines that give everything its name, the receipt last, and then make the names last, in the same order.
+
+    What they name is on the disk by now. A host that loses power between them has the old receipt, or a new one whose files the next run finds amiss;
+    it was not told to be done.
+    """
+    lines, places = [], []
+    if delivery.generation:
+        number = int(delivery.generation)
+        places.append('"$r/generations"')
+        lines.append(
+            f'if [ -d "$r/generations" ]; then mv -T g/{number} "$r/generations/{number}"; else mv -T g "$r/generations"; fi || '
+            f'stuck "$r/generations/{number}"\n')
+    lines += [f"mv -fT {shlex.quote(temporary_name(item.path))} {shlex.quote(item.path)} || stuck {shlex.quote(item.path)}\n" for item in delivery.files]
+    places += [shlex.quote(directory) for directory in sorted({os.path.dirname(item.path) for item in delivery.files})]
+    if delivery.remove:
+        if places:
+            lines.append(f"sync {' '.join(places)} || stuck {places[0]}\n")
+            places = []
+        lines.append(f"rm -rf {' '.join(shlex.quote(item) for item in delivery.remove)}\n")
+    if delivery.key or delivery.receipt:
+        key = '[ -e "$r/key" ] || set -- key; ' if delivery.key else ""
+        receipt = 'set -- "$@" receipt.json; ' if delivery.receipt else ""
+        lines.append(f'set --; {key}{receipt}[ $# -eq 0 ] || mv -f -t "$r" "$@" || stuck "$r/receipt.json"\n')
+    if delivery.generation or delivery.key or delivery.receipt:
+        places.append('"$r"')
+    if places:
+        lines.append(f"sync {' '.join(places)} || stuck {places[-1]}\n")
+    return "".join(lines)
+
+
 def _stage(index: int, item: StagedFile) -> str:
     """Return the lines that stage one rendered file beside its place, owner and mode set where only root can reach it."""
     directory, temporary = os.path.dirname(item.path), temporary_name(item.path)
@@ -212,8 +247,10 @@ def _stage(index: int, item: StagedFile) -> str:
     lines = [
         f"[ ! -d {shlex.quote(item.path)} ] || fail not_writable {shlex.quote(item.path + ' is a directory')}",
         _directories(directory, item.directory_mode),
-        f"chown {owner} f{index} 2>/dev/null || fail unknown_owner {shlex.quote(f'{item.owner}:{item.group} for {item.path}')}",
-        f"chmod {mode} f{index} && cp -pT --remove-destination f{index} {shlex.quote(temporary)} 2>/dev/null || stuck {shlex.quote(item.path)}",
+        f"install -o {shlex.quote(item.owner)} -g {shlex.quote(item.group)} -m {mode} -T f{index} {shlex.quote(temporary)} 2>/dev/null || {{",
+        f"  chown {owner} f{index} 2>/dev/null || fail unknown_owner {shlex.quote(f'{item.owner}:{item.group} for {item.path}')}",
+        f"  stuck {shlex.quote(item.path)}",
+        "}",
     ]
     if item.validate:
         command = " ".join(shlex.quote(word.replace("%s", temporary)) for word in item.validate)
@@ -228,7 +265,7 @@ def _directories(directory: str, mode: str) -> str:
         chain.append(directory)
         directory = os.path.dirname(directory)
     names = " ".join(shlex.quote(item) for item in reversed(chain))
-    return f'for d in {names}; do [ -d "$d" ] || {{ mkdir "$d" 2>/dev/null && chmod {shlex.quote(mode)} "$d"; }} || stuck "$d"; done'
+    return f'for d in {names}; do [ -d "$d" ] || mkdir -m {shlex.quote(mode)} "$d" 2>/dev/null || stuck "$d"; done'
 
 
 def _save_previous(files: tuple[StagedFile, ...]) -> str:

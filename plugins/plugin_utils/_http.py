@@ -13,9 +13,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import email.utils
+import functools
 import hashlib
 import ipaddress
 import json
+import os
 import re
 import socket
 import ssl
@@ -23,7 +25,7 @@ import time
 import traceback
 import typing as t
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlencode, urlsplit
 
@@ -64,6 +66,7 @@ _SYSTEM_CAS = ssl.create_default_context()
 _SYSTEM_CAS.minimum_version = ssl.TLSVersion.TLSv1_2
 _RETRIED_STATUS = frozenset({502, 503, 504})
 _TLS_OPTIONS = ("ca_cert", "client_cert", "client_key", "validate_certs", "tls_min_version", "ciphers")
+_FEW = 16
 _PAUSES = (0.1, 0.4, 1.0, 2.0, 4.0)
 _MAX_WAIT = 60.0  # seconds that one Retry-After may ask for
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -177,12 +180,14 @@ class Http:
         self.url = check_url(url, option=option, allow_plaintext=transport.allow_plaintext)
         self.transport = transport
         self.clock_skew: float | None = None
+        self._last_date = ""
         if not transport.validate_certs:
             warnings.filterwarnings("ignore", category=InsecureRequestWarning)
+        self._timeout = Timeout(connect=transport.timeout, read=transport.timeout)
         self._headers = {"User-Agent": "muster.agents", "Accept": "application/json", **(headers or {})}
         secure = self.url.startswith("https:")
         adapter = _TlsAdapter(_tls_context(transport), _Pin.parse(transport.pin_sha256)) if secure else requests.adapters.HTTPAdapter()
-        proxy = transport.proxy or requests.utils.select_proxy(self.url, requests.utils.get_environ_proxies(self.url)) or ""
+        proxy = transport.proxy or _proxy_of_the_environment(self.url)
         if proxy and not secure and not proxy.startswith("socks"):
             self._base = self.url  # such a proxy is told the whole address, and who asks
             self._headers.update(adapter.proxy_headers(proxy))
@@ -268,7 +273,7 @@ class Http:
         try:
             response = self._pool.request(
                 method, f"{self._base}{path}{'?' if query else ''}{query}", body=body, headers=sent, retries=False, redirect=False, assert_same_host=False,
-                timeout=Timeout(connect=self.transport.timeout, read=self.transport.timeout), preload_content=False)
+                timeout=self._timeout, preload_content=False)
             text = self._body(response, ServerFault if read else Ambiguous)
         except (Urllib3Error, OSError) as error:
             raise self._failure(error, read=read) from None
@@ -300,8 +305,10 @@ class Http:
         return b"".join(parts)
 
     def _note_clock(self, date: str | None, before: float) -> None:
-        if not date:
+        """Reckon how far the server's clock is off, by the first answer of each of its seconds, which tells it best."""
+        if not date or date == self._last_date:
             return
+        self._last_date = date
         try:
             server = email.utils.parsedate_to_datetime(date).timestamp()
         except (TypeError, ValueError):
@@ -407,12 +414,34 @@ if IMPORT_ERROR is None:
             """Leave verification to the context, which already knows CA, client certificate and floor."""
 
 
+def _proxy_of_the_environment(url: str) -> str:
+    """Return the proxy that the environment names for *url*, empty for none; it is only searched where it names any."""
+    if not any(name[-6:].lower() == "_proxy" for name in os.environ):
+        return ""
+    return requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url)) or ""
+
+
 def _tls_context(transport: Transport) -> ssl.SSLContext:
+    """Return the context for *transport*: the same for all sessions with the same options and files, since reading the files is what takes time."""
     if transport.tls_min_version not in _TLS_FLOORS:
         raise InvalidInput(f"tls_min_version {transport.tls_min_version!r} is not one of {', '.join(sorted(_TLS_FLOORS))}.")
     plain = Transport()
-    if all(getattr(transport, option) == getattr(plain, option) for option in _TLS_OPTIONS):
-        return _SYSTEM_CAS
+    wanted = replace(plain, **{option: getattr(transport, option) for option in _TLS_OPTIONS})
+    return _SYSTEM_CAS if wanted == plain else _new_tls_context(wanted, tuple(map(_state_of, (wanted.ca_cert, wanted.client_cert, wanted.client_key))))
+
+
+def _state_of(path: str) -> tuple[int, ...]:
+    """Return what changes when the file does; empty for one that is not there."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@functools.lru_cache(maxsize=_FEW)
+def _new_tls_context(transport: Transport, files: tuple[tuple[int, ...], ...]) -> ssl.SSLContext:
+    """Return a context made for *transport*; *files* are the states of what it names, so that a file that changes is read again."""
     try:
         context = ssl.create_default_context(cafile=transport.ca_cert or None)
     except (OSError, ssl.SSLError) as error:
@@ -504,8 +533,11 @@ def _secrets_sent(headers: t.Mapping[str, str], body: t.Any) -> tuple[Secret, ..
 
 def _cookies(response: t.Any) -> dict[str, str]:
     """Return the cookies that an answer sets, by name."""
+    lines = response.headers.getlist("Set-Cookie")
+    if not lines:
+        return {}
     jar: SimpleCookie = SimpleCookie()
-    for line in response.headers.getlist("Set-Cookie"):
+    for line in lines:
         with contextlib.suppress(CookieError):
             jar.load(line)
     return {name: morsel.value for name, morsel in jar.items()}

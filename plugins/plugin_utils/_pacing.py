@@ -39,6 +39,8 @@ class Pacer:
 
     def delay(self, bucket: str = "") -> float:
         """Take the next free place in the bucket and return how many seconds off it is: none for a server that never said 429."""
+        if self._document.untouched:
+            return 0.0
         now = time.time()
         with self._document.held() as document:
             state = document.get(bucket)

@@ -32,7 +32,7 @@ def register(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mappi
     try:
         if args["state"] == "absent":
             return withdraw(order, parts)
-        return _result(Transaction(order, parts).run(), parts, diff=bool(action._task.diff))
+        return _result(Transaction(order, parts).run(), parts)
     finally:
         parts.plane.http.close()
         if parts.vault is not None:
@@ -48,7 +48,7 @@ def _order(action: ActionBase, args: t.Mapping[str, t.Any]) -> Order:
         enrolment=enrolment(args), secrets=user_secrets(args, reserved=reserved), vault_paths=paths, policy=policy,
         old_places=old_places(args.get("adopt_from")), settle_timeout=args["settle_timeout"], lease=args["lease"], adopt=args["adopt"],
         adopt_after=args["adopt_after"], refresh_at=args["refresh_at"], pin=args.get("pin_sha256") or "", check_mode=bool(action._task.check_mode),
-        gathering=Gathering.of(args))
+        diff=bool(action._task.diff), gathering=Gathering.of(args))
 
 
 def _parts(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mapping[str, t.Any]) -> Parts:
@@ -64,7 +64,7 @@ def _parts(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mapping
         vault=Vault(args["vault"], state_directory("vault")) if args.get("vault") else None, vault_url=args["vault"]["url"] if args.get("vault") else "")
 
 
-def _result(outcome: Outcome, parts: Parts, *, diff: bool) -> dict[str, t.Any]:
+def _result(outcome: Outcome, parts: Parts) -> dict[str, t.Any]:
     receipt, server = outcome.receipt, outcome.server
     result: dict[str, t.Any] = {
         "changed": outcome.changed, "action": outcome.action, "reason": outcome.reason, "msg": outcome.msg, "agent_id": receipt.agent_id,
@@ -78,6 +78,6 @@ def _result(outcome: Outcome, parts: Parts, *, diff: bool) -> dict[str, t.Any]:
     }
     if outcome.warnings:
         result["warnings"] = list(outcome.warnings)
-    if diff and outcome.diff:
+    if outcome.diff:
         result["diff"] = [dict(item) for item in outcome.diff]
     return result

@@ -38,6 +38,11 @@ class SharedDocument:
         self._path = os.path.join(directory, f"{digest}.json") if directory else ""
         self._private: dict[str, t.Any] = {}
 
+    @property
+    def untouched(self) -> bool:
+        """Whether nobody has ever written anything to it; this asks without waiting for a turn."""
+        return not self._private and not (self._path and os.path.exists(self._path))
+
     @contextlib.contextmanager
     def held(self) -> t.Iterator[dict[str, t.Any]]:
         """Yield the document; what is changed in it is written when the block ends without an exception. Waits for its turn.

@@ -80,7 +80,7 @@ async def _fleet(given: Mapping[str, Any]) -> float:
 
 
 async def _rotate(given: Mapping[str, Any]) -> float:
-    """Take a lease, read, prove, write with check-and-set, read back, prove, give the lease back: what a guarded rotation cannot do without."""
+    """Take a lease, read, prove, write with check-and-set, prove, give the lease back: what a guarded rotation cannot do without."""
     headers = {"X-Vault-Token": given["vault_token"]}
     base, prefix = f"{given['vault_address']}/v1", given["vault_agent_path_prefix"]
 
@@ -105,7 +105,6 @@ async def _rotate(given: Mapping[str, Any]) -> float:
         await proved(session, name, entry["data"]["token"])
         token = secrets.token_urlsafe(64)
         await write(session, leaf, {**entry["data"], "token": token}, entry["metadata"]["version"])
-        await read(session, leaf)
         await proved(session, name, token)
         async with session.delete(f"{base}/{lease.replace('/data/', '/metadata/', 1)}", headers=headers) as answer:
             await answer.read()

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import json
+import ssl
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +23,14 @@ from .controller import Controller, Play
 
 ROTATE = "muster.agents.token_rotate"
 SIZE = 6
+USER, PASSWORD = "operator@example.test", "a password for the fleet"
 
 
 @pytest.fixture
 def versioned(world: World) -> Iterator[ReferenceServer]:
     """A Stacker as it ships, whose tokens lie on KV v2: it lets an old token be good no longer."""
     link = VaultLink(world.bao.url, str(world.bao.token_file), str(world.bao.ca_file), "secret/data")
-    with ReferenceServer.start("shipped", tls=world.tls, vault=link) as server:
+    with ReferenceServer.start("shipped", tls=world.tls, vault=link, arguments=["--user", f"{USER}:{PASSWORD}"]) as server:
         yield server
 
 
@@ -121,6 +125,60 @@ def test_the_id_that_a_token_needs_is_learnt_from_vault_and_missed_by_name(
     assert (adopted.result("known")["reason"], adopted.result("unknown")["changed"]) == ("vault_credential", False)
     known.check_healthy()
     assert (world.mutations(), versioned.counters()["stacker"]["mutating"]) == ([], 0)
+
+
+def _login(world: World, server: ReferenceServer) -> str:
+    """Return the token of a user's session."""
+    body = json.dumps({"email": USER, "password": PASSWORD}).encode()
+    request = urllib.request.Request(f"{server.url}/api/v1/agent/login", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10, context=ssl.create_default_context(cafile=str(world.ca_file))) as answer:
+        return str(json.load(answer)["session_token"])
+
+
+def test_an_id_is_asked_for_once_it_is_known_to_be_needed(
+    world: World, versioned: ReferenceServer, agents: dict[str, Agent], controller: Controller,
+) -> None:
+    """The first token is refused for want of its agent's id; from then on each id is asked for first, of a control plane that tells it to this user."""
+    options = fleet(agents, connections=1, admin_token=_login(world, versioned))
+    nameless = [{name: value for name, value in entry.items() if name != "agent_id"} for entry in options["agents"]]
+    before = len(versioned.log)
+    done = run(controller, {**options, "agents": nameless}).result("controller")
+    assert done["counts"]["rotated"] == SIZE, done
+    asked = [(str(line["path"]).split("/")[4], line["status"]) for line in versioned.log[before:] if "/agent/" in line["path"]]
+    assert asked == [("notifications", "400"), *[("deployments", "200"), ("notifications", "200"), ("notifications", "200")] * SIZE]
+
+
+def test_one_entry_is_shown_by_use_and_several_are_read(world: World, agents: dict[str, Agent], controller: Controller) -> None:
+    single, double = list(agents.values())[:2]
+    options = fleet({"single": single, "double": double})
+    options["agents"][0]["vault_paths"] = options["agents"][0]["vault_paths"][:1]
+    world.quiet()
+    done = run(controller, options).result("controller")
+    assert done["counts"]["rotated"] == 2, done
+    assert done["results"][single.name]["versions"] == {single.leaves[0]: 2}
+    reads = [request["path"] for request in world.bao.requests() if request["operation"] == "read"]
+    # The control plane reads the first entry of each for both proofs; the first of all is looked at to see on what engine it lies.
+    assert [reads.count(path) for path in (*single.leaves, *double.leaves)] == [1 + 2 + 1, 0, 2 + 2, 2]
+    token = single.in_vault()[0]
+    assert token is not None
+    assert single.stacker.accepts(single.name, token)
+
+
+def test_a_token_in_an_entry_that_nobody_reads_is_not_taken_for_a_rotation(world: World, agents: dict[str, Agent], controller: Controller) -> None:
+    """The entry holds the accepted token, but the control plane reads another: a new one there is refused, and the old one comes back."""
+    agent = next(iter(agents.values()))
+    options = fleet({"agent": agent}, settle_timeout=1)
+    copy = f"secret/data/copies/{agent.name}"
+    world.bao.write(copy, {"data": {"token": agent.secret()}})
+    options["agents"][0]["vault_paths"] = [{"path": copy, "fields": {"token": "token"}}]
+    done = run(controller, options).result("controller")
+    entry = done["results"][agent.name]
+    assert (entry["action"], entry["reason"]) == ("rolled_back", "new_credential_refused")
+    held = world.bao.read(copy)
+    assert held is not None
+    assert held["data"] == {"token": agent.secret()}
+    assert agent.in_vault() == [agent.secret()] * 2
+    assert agent.stacker.accepts(agent.name, agent.secret())
 
 
 def test_agents_that_do_not_follow_get_their_tokens_back(

@@ -450,17 +450,17 @@ class OpenBao:
         """
         return [
             f"{request['operation']} {request['path']}"
-            for request in self._audited()
+            for request in self.requests()
             if request["operation"] in _MUTATING
             and not _NOT_COUNTED.match(str(request["path"]))
-            and _OWN_HEADER.lower() not in {str(name).lower() for name in request.get("headers") or {}}
         ]
 
     def reset_mutations(self) -> None:
         """Count from here on."""
         self._mark_file.write_text(str(self.audit_file.stat().st_size))
 
-    def _audited(self) -> list[Mapping[str, Any]]:
+    def requests(self) -> list[Mapping[str, Any]]:
+        """Return every request that anybody but this object sent since the start (or the last reset), oldest first, as the audit log has it."""
         try:
             mark = int(self._mark_file.read_text())
         except (OSError, ValueError):
@@ -468,7 +468,8 @@ class OpenBao:
         with self.audit_file.open("rb") as log:
             log.seek(mark)
             entries = [json.loads(line) for line in log if line.endswith(b"\n")]
-        return [entry["request"] for entry in entries if entry.get("type") == "request"]
+        requests = (entry["request"] for entry in entries if entry.get("type") == "request")
+        return [request for request in requests if _OWN_HEADER.lower() not in {str(name).lower() for name in request.get("headers") or {}}]
 
 
 def _decoded(body: bytes) -> Mapping[str, Any]:

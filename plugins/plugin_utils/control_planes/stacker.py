@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import string
 import typing as t
 
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret, register_with_core
@@ -43,8 +42,7 @@ from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base
 __all__ = ["Stacker"]
 
 _API = "/api/v1"
-_TOKEN_CHARSET = string.ascii_letters + string.digits + "-_"
-_TOKEN_LENGTH = 86
+_TOKEN_BYTES = 64  # 86 characters
 _CAPABILITY = re.compile(r"[a-z0-9_]{1,32}\Z")
 _SETTING = re.compile(r"[a-z0-9_]{1,64}=[A-Za-z0-9_.:/-]{1,128}\Z")
 _SEMVER = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?\Z")
@@ -148,7 +146,7 @@ class Stacker(ControlPlane):
 
     def own_credential(self) -> Secret | None:
         """Return a token of the server's own shape: 86 characters from the URL-safe alphabet. Vault holding it makes it valid."""
-        token = Secret("".join(secrets.choice(_TOKEN_CHARSET) for _position in range(_TOKEN_LENGTH)))
+        token = Secret(secrets.token_urlsafe(_TOKEN_BYTES))
         register_with_core([token])
         return token
 

@@ -774,7 +774,7 @@ def _agree(_command: t.Sequence[str]) -> tuple[int, str]:
     return 0, ""
 
 
-_KILLING = "chmod chown cp find flock mkdir mv rm sha256sum sync tar xargs"
+_KILLING = "chmod chown cp find flock install mkdir mv rm sha256sum sync tar xargs"
 
 
 @pytest.fixture

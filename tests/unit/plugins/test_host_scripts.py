@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import typing as t
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ def _watched(folder: Path) -> tuple[dict[str, str], Path]:
     return {"PATH": f"{tools}:{os.environ['PATH']}"}, calls
 
 
-_PROGRAMS = "base64 chmod chown cp date df find flock getconf grep mkdir mv rm sha256sum stat sync tail tar uname xargs"
+_PROGRAMS = "base64 chmod chown cp date df find flock getconf grep install mkdir mv rm sha256sum stat sync tail tar uname xargs"
 
 
 def test_a_visit_starts_no_program_that_it_could_do_without(tmp_path: Path) -> None:
@@ -108,12 +109,12 @@ def test_a_visit_starts_no_program_that_it_could_do_without(tmp_path: Path) -> N
         return names
 
     look = host.look((target,), facts=True, intent=Intent("a", "b:1", 0, "enrol"), will_deliver=True)
-    assert started() == sorted(["cp", "date", "df", "flock", "mkdir", "sync", "mv", "sync", "uname", "getconf"])
+    asked = [] if Path("/proc/sys/kernel/arch").exists() else ["uname"]
+    assert started() == sorted(["date", "df", "flock", "mkdir", "mv", "sync", *asked])
     host.deliver(delivery_of(Path(host.root), look, token=b"one", files=[StagedFile(target, b"TOKEN=one")], save_previous=True))
-    assert started() == sorted(
-        ["flock", "mkdir", "tar", "sha256sum", "chown", "chmod", "cp", "sync", "mkdir", "mv", "sync", "mv", "sync", "mv", "sync", "rm"])
+    assert started() == sorted(["flock", "tar", "sha256sum", "install", "sync", "mv", "mv", "mv", "sync", "rm"])
     host.look((target,), facts=True, intent=Intent("a", "b:1", 0, "enrol"), url=URL)
-    assert started() == sorted(["cp", "date", "df", "grep", "uname", "getconf", "find", "tar", "base64"])
+    assert started() == sorted(["date", "df", "grep", "find", "tar", "base64", *asked])
 
 
 def test_a_script_has_everything_on_disk_before_it_is_named(tmp_path: Path) -> None:
@@ -124,10 +125,48 @@ def test_a_script_has_everything_on_disk_before_it_is_named(tmp_path: Path) -> N
     steps = [line.replace(str(tmp_path), "") for line in calls.read_text().splitlines() if line.split()[0] in ("sync", "mv")]
     store = root.replace(str(tmp_path), "")
     assert steps == [
-        "sync g/agent_id g/token g receipt.json /.agent.env.muster",
-        f"mv -T g {store}/generations/1", f"sync {store}/generations", "mv -fT /.agent.env.muster /agent.env", "sync ",
-        f"mv -f -t {store} receipt.json", f"sync {store}",
+        "sync g/1/agent_id g/1/token g/1 g receipt.json /.agent.env.muster",
+        f"mv -T g {store}/generations", "mv -fT /.agent.env.muster /agent.env", f"mv -f -t {store} receipt.json",
+        f"sync {store}/generations  {store}",
     ]
+
+
+def test_what_replaces_an_attempt_is_on_disk_before_the_attempt_goes(tmp_path: Path) -> None:
+    environment, calls = _watched(tmp_path)
+    host = Way("fast").host(tmp_path / "store", environment=environment)
+    for controller in ("a:1", "a:1"):
+        host.look(intent=Intent("attempt", controller, 0, "enrol"))
+    steps = [line.replace(host.root, "") for line in calls.read_text().splitlines() if line.split()[0] in ("sync", "mv")]
+    named = ["mv -fT /.intent.muster /intent", "sync /intent "]
+    assert steps == [*named, "sync /.intent.muster", *named]
+
+
+def test_what_is_removed_goes_when_what_replaces_it_will_last(tmp_path: Path) -> None:
+    environment, calls = _watched(tmp_path)
+    host = Way("fast").host(tmp_path / "store", environment=environment)
+    old = tmp_path / "old"
+    old.touch()
+    delivery = delivery_of(Path(host.root), host.look(will_deliver=True), token=b"one", files=[StagedFile(str(tmp_path / "agent.env"), b"TOKEN=one")])
+    calls.unlink()
+    host.deliver(replace(delivery, remove=(str(old),)))
+    steps = [line.replace(host.root, "").replace(str(tmp_path), "") for line in calls.read_text().splitlines()]
+    where = [steps.index(step) for step in ("sync /generations ", "rm -rf /old", "mv -f -t  receipt.json", "sync ")]
+    assert where == sorted(where)
+    assert not old.exists()
+
+
+@pytest.mark.parametrize(("online", "cores"), [("0", 1), ("0-3", 4), ("0-3,6,8-9", 7)])
+def test_a_host_counts_its_cores_without_a_program(tmp_path: Path, online: str, cores: int) -> None:
+    (tmp_path / "online").write_text(online + "\n")
+    host = Way("fast").host(tmp_path / "store", rewrite=lambda script: script.replace("/sys/devices/system/cpu/online", str(tmp_path / "online")))
+    assert host.look(facts=True).facts["cpu_cores"] == cores
+
+
+def test_a_kernel_that_does_not_show_itself_is_asked_by_programs(tmp_path: Path) -> None:
+    plain = Way("fast").host(tmp_path / "store").look(facts=True).facts
+    host = Way("fast").host(tmp_path / "store", rewrite=lambda script: script.replace("/proc/sys/kernel/", "/none/").replace("/sys/devices/", "/none/"))
+    found = host.look(facts=True).facts
+    assert {**found, "uptime_seconds": 0, "disk_free_gb": 0, "free_kib": 0} == {**plain, "uptime_seconds": 0, "disk_free_gb": 0, "free_kib": 0}
 
 
 # -- restarting what reads the credential -----------------------------------------------------------------------------------------------------
@@ -196,7 +235,7 @@ def test_without_scripts_the_module_of_ansible_core_restarts_each_unit(tmp_path:
 
 @pytest.fixture
 def without_gnu(tmp_path: Path) -> str:
-    """A PATH of busybox alone, or, on a machine that has none, with a cp that speaks like it."""
+    """A PATH of busybox alone, or, on a machine that has none, with a date that speaks like it."""
     folder = tmp_path / "tools"
     folder.mkdir()
     busybox = shutil.which("busybox")
@@ -204,8 +243,8 @@ def without_gnu(tmp_path: Path) -> str:
         for applet in subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split():
             (folder / applet).symlink_to(busybox)
         return str(folder)
-    (folder / "cp").write_text("#!/bin/sh\necho 'BusyBox v1.35.0 multi-call binary.' >&2; exit 1\n")
-    (folder / "cp").chmod(0o755)
+    (folder / "date").write_text("#!/bin/sh\necho \"date: invalid date 'now'\" >&2; exit 1\n")
+    (folder / "date").chmod(0o755)
     return f"{folder}:{os.environ['PATH']}"
 
 
@@ -215,7 +254,7 @@ def test_tools_that_are_not_gnu_are_unfit(shell: str, without_gnu: str, tmp_path
     command = [str(shutil.which(shell)), *(["sh"] if shell == "busybox" else [])]
     script = look_script(LookRequest(str(root), intent=Intent("a", "b:1", 0, "enrol")), facts=False)
     done = subprocess.run([*command, "-c", script], check=True, capture_output=True, text=True, env={"PATH": without_gnu})
-    assert done.stdout.splitlines() == [START, "unfit cp"]
+    assert done.stdout.splitlines() == [START, "unfit date"]
     assert not (root / "intent").exists()
 
 

@@ -117,6 +117,22 @@ def _pacer(tmp_path: Path) -> Pacer:
     return Pacer(SharedDocument(str(tmp_path), URL), {"": Pace(60, 1.0), "login": Pace(5, 1 / 12)})
 
 
+def test_a_server_that_never_asked_to_wait_costs_no_lock_until_one_fork_hears_it_ask(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    first, second = _pacer(folder), _pacer(folder)
+    assert (first.delay(), second.delay("login")) == (0.0, 0.0)
+    assert not folder.exists()
+    first.refused("login", 30)
+    assert (second.delay(), second.delay("login") > 25) == (0.0, True)
+
+
+def test_a_pace_that_nobody_shares_is_kept_all_the_same() -> None:
+    alone = Pacer(SharedDocument(""), {"": Pace(60, 1.0)})
+    assert alone.delay() == 0.0
+    alone.refused("", 30)
+    assert alone.delay() > 25
+
+
 def test_a_server_that_never_refused_is_not_waited_for(tmp_path: Path, wall: Wall) -> None:
     pacer = _pacer(tmp_path)
     assert {pacer.delay() for _request in range(500)} == {0.0}

@@ -111,7 +111,7 @@ def test_a_token_past_half_of_its_time_is_renewed_without_a_change(bao: OpenBao,
     outcome, new = vault.ensure_agent_token(policy, token)
     assert (outcome.changed, outcome.token_action, new) == (False, "renewed", None)
     assert bao.mutating_requests() == []
-    assert any("renew-self" in str(entry["path"]) for entry in bao._audited())
+    assert any("renew-self" in str(entry["path"]) for entry in bao.requests())
 
 
 def test_an_unfit_token_is_replaced_and_the_reason_told(bao: OpenBao, open_vault: Open, fresh: str) -> None:

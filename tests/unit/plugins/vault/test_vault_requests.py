@@ -59,6 +59,24 @@ def test_what_was_read_is_written_at_once_and_read_as_the_readers_do(open_vault:
     assert len(sent) == 2
 
 
+def test_a_caller_who_sees_by_other_means_that_it_is_there_spares_the_look(open_vault: Open, path: VaultPath, sent: list[str], refused: Refused) -> None:
+    vault = open_vault()
+    vault.ensure(path, OLD)
+    seen = vault.recall(path)
+    sent.clear()
+    assert vault.exchange(path, NEW, seen, check=False).version == 2
+    assert sent == ["POST token"]
+    assert vault.recall(path).fields == NEW
+    with refused("cas_conflict", path.path):
+        vault.exchange(path, OLD, seen, check=False)
+
+
+def test_v1_is_looked_at_whoever_asks(open_vault: Open, fresh: str, sent: list[str]) -> None:
+    vault, path = open_vault(), VaultPath(f"status_panel/{fresh}/token", {"token": "token"})
+    vault.exchange(path, NEW, vault.read(path), check=False)
+    assert sent[-2:] == ["POST token", "GET token"]
+
+
 def test_that_nothing_is_to_be_written_is_never_said_from_memory(bao: OpenBao, open_vault: Open, path: VaultPath, sent: list[str]) -> None:
     vault = open_vault()
     vault.ensure(path, OLD)
