@@ -242,7 +242,7 @@ def test_a_host_whose_clock_is_off_is_refused_before_the_first_request(world: Wo
     late = tmp_path / "late"
     late.mkdir()
     date = late / "date"
-    date.write_text('#!/bin/sh\n[ "$1" = +%s ] && exec /bin/date -d "+900 seconds" +%s\nexec /bin/date "$@"\n')
+    date.write_text('#!/bin/sh\n[ "$*" = "-d now +%s" ] && exec /bin/date -d "+900 seconds" +%s\nexec /bin/date "$@"\n')
     # Only the host's module runs under this interpreter: the controller's clock stays right.
     (late / "sitecustomize.py").write_text("import time\n_now = time.time\ntime.time = lambda: _now() + 900\n")
     python = late / "python"
