@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ansible_collections.muster.agents.plugins.module_utils import _certificates as certificates
 from ansible_collections.muster.agents.plugins.module_utils._certificate_files import FileSource, read
-from ansible_collections.muster.agents.plugins.plugin_utils._check_details import Certificate, load, san_entries, try_read
+from ansible_collections.muster.agents.plugins.plugin_utils._check_details import Certificate, load, try_read
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import InvalidInput
 from ansible_collections.muster.agents.plugins.plugin_utils._times import iso
 
@@ -119,7 +119,7 @@ def follow(
 
 def host_matches(found: Certificate, name: str) -> Fault | None:
     """Return None when *found* is valid for the host *name* (RFC 6125: alternative names only, a wildcard is one whole label), else the fault."""
-    names = san_entries(found)
+    names = found.names
     wanted = name.rstrip(".").lower()
     try:
         address = ipaddress.ip_address(wanted)
@@ -249,7 +249,7 @@ def _constraint_fault(steps: tuple[Certificate, ...], place: int, which: str) ->
     constraints = steps[place].extension(x509.NameConstraints) if place else None
     if constraints is None:
         return None
-    for kind, value in san_entries(steps[0]):
+    for kind, value in steps[0].names:
         excluded = [tree for tree in constraints.excluded_subtrees or () if _within(tree, kind, value)]
         permitted = [tree for tree in constraints.permitted_subtrees or () if _same_kind(tree, kind)]
         if excluded or (permitted and not any(_within(tree, kind, value) for tree in permitted)):

@@ -17,7 +17,7 @@ import math
 import typing as t
 import warnings
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, lru_cache, partial
 
 from ansible_collections.muster.agents.plugins.module_utils import _certificates as certificates
 from ansible_collections.muster.agents.plugins.plugin_utils._times import iso
@@ -32,9 +32,10 @@ except ImportError:
 else:
     IMPORT_ERROR = None
 
-__all__ = ["IMPORT_ERROR", "Certificate", "Flaw", "details", "element", "left", "load", "quiet", "san_entries", "spki_pin", "strength", "try_read"]
+__all__ = ["IMPORT_ERROR", "Certificate", "Flaw", "details", "element", "left", "load", "quiet", "spki_pin", "strength", "try_read"]
 
 _DAY = 86400.0
+_REMEMBERED = 512  # certificates
 _SIGNATURES = {
     "1.2.840.113549.1.1.4": "md5WithRSAEncryption", "1.2.840.113549.1.1.5": "sha1WithRSAEncryption", "1.2.840.113549.1.1.10": "rsassaPss",
     "1.2.840.113549.1.1.11": "sha256WithRSAEncryption", "1.2.840.113549.1.1.12": "sha384WithRSAEncryption",
@@ -65,7 +66,7 @@ class Flaw:
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate and what is asked of it often. flaws: what cannot be read in it."""
+    """A certificate, and what is asked of it often, which is read once. flaws: what cannot be read in it."""
 
     der: bytes
     parsed: x509.Certificate
@@ -84,12 +85,31 @@ class Certificate:
     @property
     def subject(self) -> str:
         """The subject for people."""
-        return try_read(partial(_name_words, self.parsed, "subject"), "") or "(no readable name)"
+        return self.words["subject"] or "(no readable name)"
 
     @property
     def issuer(self) -> str:
         """The issuer's name for people."""
-        return try_read(partial(_name_words, self.parsed, "issuer"), "") or "(no readable name)"
+        return self.words["issuer"] or "(no readable name)"
+
+    @cached_property
+    def words(self) -> t.Mapping[str, str]:
+        """``subject`` and ``issuer`` as RFC 4514 writes them, empty where they cannot be read."""
+        return {which: try_read(partial(_name_words, self.parsed, which), "") for which in ("subject", "issuer")}
+
+    @cached_property
+    def key(self) -> t.Any:
+        """The public key, None when it cannot be read."""
+        return try_read(self.parsed.public_key, None)
+
+    @cached_property
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """The subject alternative names with their kinds (DNS, IP, URI, EMAIL, ID, DIRNAME, OTHER) in their order."""
+        return tuple(_san_entries(self))
+
+    @cached_property
+    def _extensions(self) -> dict[t.Any, t.Any]:
+        return {}
 
     @property
     def fingerprint(self) -> str:
@@ -98,11 +118,14 @@ class Certificate:
 
     def extension(self, kind: t.Any) -> t.Any:
         """Return the value of an extension, None when there is none or it cannot be read."""
-        return try_read(lambda: self.parsed.extensions.get_extension_for_class(kind).value, None)
+        if kind not in self._extensions:
+            self._extensions[kind] = try_read(lambda: self.parsed.extensions.get_extension_for_class(kind).value, None)
+        return self._extensions[kind]
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def load(der: bytes) -> Certificate | Flaw:
-    """Return the certificate in *der*, or the flaw that keeps it from being read at all."""
+    """Return the certificate in *der*, or the flaw that keeps it from being read at all. A fleet's CAs come again and again, and are read once."""
     try:
         with quiet():
             parsed = x509.load_der_x509_certificate(der)
@@ -118,23 +141,21 @@ def details(found: Certificate, now: float) -> dict[str, t.Any]:
     """Return every field of *found*; *now* is in seconds since the epoch. What cannot be read is empty."""
     parsed = found.parsed
     days, percent = left(found, now)
-    key = try_read(parsed.public_key, None)
-    algorithm, bits = _key(key)
+    algorithm, bits = _key(found.key)
     usage = found.extension(x509.KeyUsage)
     constraints = found.extension(x509.BasicConstraints)
-    names = san_entries(found)
     return {
-        "subject": try_read(partial(_name_words, parsed, "subject"), ""), "issuer": try_read(partial(_name_words, parsed, "issuer"), ""),
+        **found.words,
         **{f"subject_{short}": value for short, value in _name_parts(parsed, "subject").items() if short in ("cn", "o")},
         **{f"issuer_{short}": value for short, value in _name_parts(parsed, "issuer").items()},
-        "subject_alt_names": [value for _kind, value in names],
-        "serial_number": _serial(parsed), "fingerprint_sha256": found.fingerprint, "fingerprint_spki_sha256": spki_pin(key),
+        "subject_alt_names": [value for _kind, value in found.names],
+        "serial_number": _serial(parsed), "fingerprint_sha256": found.fingerprint, "fingerprint_spki_sha256": spki_pin(found.key),
         "version": try_read(lambda: parsed.version.value + 1, 0), "not_before": iso(found.not_before), "not_after": iso(found.not_after),
         "days_until_expiry": math.trunc(days), "days_left": round(days, 2), "percent_left": round(percent, 2),
         "signature_algorithm": _signature(parsed), "public_key_algorithm": algorithm, "public_key_bits": bits,
         "key_usage": [name for name in _KEY_USAGES if _has_usage(usage, name)],
         "extended_key_usage": [_EXTENDED_USAGES.get(item.dotted_string, item.dotted_string) for item in found.extension(x509.ExtendedKeyUsage) or ()],
-        "is_ca": bool(constraints is not None and constraints.ca), "is_wildcard": any(value.startswith("*.") for kind, value in names if kind == "DNS"),
+        "is_ca": bool(constraints is not None and constraints.ca), "is_wildcard": any(value.startswith("*.") for kind, value in found.names if kind == "DNS"),
         "ocsp_urls": _access(found, AuthorityInformationAccessOID.OCSP), "ca_issuer_urls": _access(found, AuthorityInformationAccessOID.CA_ISSUERS),
         "crl_urls": _crl_urls(found), "sct_count": len(found.extension(x509.PrecertificateSignedCertificateTimestamps) or ()),
     }
@@ -159,21 +180,18 @@ def left(found: Certificate, now: float) -> tuple[float, float]:
     return rest / _DAY, 100.0 * rest / whole if whole > 0 else 0.0
 
 
-def san_entries(found: Certificate) -> list[tuple[str, str]]:
-    """Return the subject alternative names with their kinds (DNS, IP, URI, EMAIL, ID, DIRNAME, OTHER) in their order."""
+def _san_entries(found: Certificate) -> t.Iterator[tuple[str, str]]:
     kinds: tuple[tuple[t.Any, str], ...] = (
         (x509.DNSName, "DNS"), (x509.IPAddress, "IP"), (x509.UniformResourceIdentifier, "URI"), (x509.RFC822Name, "EMAIL"))
-    entries = []
     for name in found.extension(x509.SubjectAlternativeName) or ():
         kind = next((words for cls, words in kinds if isinstance(name, cls)), "OTHER")
         value = name.value.rfc4514_string() if isinstance(name, x509.DirectoryName) else str(getattr(name.value, "dotted_string", name.value))
-        entries.append((kind, value if kind != "OTHER" or isinstance(name, (x509.DirectoryName, x509.RegisteredID)) else name.__class__.__name__))
-    return entries
+        yield kind, value if kind != "OTHER" or isinstance(name, (x509.DirectoryName, x509.RegisteredID)) else name.__class__.__name__
 
 
 def strength(found: Certificate) -> tuple[str, int, str]:
     """Return the kind and the bits of its key, and what its signature is made with; empty or 0 for what cannot be read."""
-    return (*_key(try_read(found.parsed.public_key, None)), _signature(found.parsed))
+    return (*_key(found.key), _signature(found.parsed))
 
 
 def spki_pin(key: t.Any) -> str:

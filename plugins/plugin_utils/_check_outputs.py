@@ -107,8 +107,13 @@ def write(path: str, text: str) -> None:
 
 
 def as_json(document: t.Mapping[str, t.Any]) -> str:
-    """Return *document* as JSON for people and programs."""
-    return json.dumps(document, indent=1, sort_keys=True) + "\n"
+    """Return *document* as JSON for people and programs: each of its ``results`` is a line, as each of its other values is."""
+    lines = []
+    for name, value in sorted(document.items()):
+        several = name == "results" and value
+        told = "[\n  " + ",\n  ".join(json.dumps(one, sort_keys=True) for one in value) + "\n ]" if several else json.dumps(value, sort_keys=True)
+        lines.append(f" {json.dumps(name)}: {told}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _value(name: str, item: t.Mapping[str, t.Any]) -> float | None:

@@ -106,6 +106,24 @@ def test_a_ca_and_an_rsa_pss_signature_are_what_openssl_reads() -> None:
         assert {field: found[field] for field in expected} == expected
 
 
+def test_a_certificate_that_comes_again_is_read_once(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[bytes] = []
+    parse = x509.load_der_x509_certificate
+
+    def noted(der: bytes) -> x509.Certificate:
+        read.append(der)
+        return parse(der)
+
+    monkeypatch.setattr(x509, "load_der_x509_certificate", noted)
+    der = authority.issue("again").der
+    first, second = load(der), load(bytes(bytearray(der)))
+    assert isinstance(first, Certificate)
+    assert first is second
+    assert len(read) == 1
+    assert first.names == (("DNS", "again"),)
+    assert first.extension(x509.KeyUsage) is first.extension(x509.KeyUsage)
+
+
 def test_the_fields_of_a_monitor_are_there_under_their_names(authority: Authority) -> None:
     fields = {
         "not_before", "not_after", "issuer_cn", "issuer_o", "issuer_ou", "issuer_c", "subject_alt_names", "serial_number", "fingerprint_sha256", "version",

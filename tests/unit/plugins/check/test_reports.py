@@ -18,6 +18,7 @@ import yaml
 
 from ansible_collections.muster.agents.plugins.module_utils import _tls_probe
 from ansible_collections.muster.agents.plugins.plugin_utils import _certificate_check
+from ansible_collections.muster.agents.plugins.plugin_utils._check_outputs import as_json
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import HostFailure, InvalidInput
 from ansible_collections.muster.agents.plugins.plugin_utils._thresholds import Thresholds
 
@@ -177,6 +178,9 @@ def test_json_table_nagios_and_alerts_tell_the_same(tmp_path: Path, roots: str) 
     told = json.loads(report_file.read_text())
     assert told["summary"] == report["summary"] == {"ok": 1, "warning": 1, "critical": 0, "expired": 1, "unreachable": 1, "total": 4}
     assert [item["verdict"] for item in told["results"]] == ["ok", "warning", "expired", "unreachable"]
+    assert told["results"] == report["results"]
+    lines = [line.strip().rstrip(",") for line in report_file.read_text().splitlines()]
+    assert [json.loads(line) for line in lines if line.startswith('{"')] == report["results"]
     assert [line.split()[-1] for line in report["table"]] == ["REASON", "file_missing", "expired", "expires_soon", "ok"]
     assert report["nagios"]["code"] == 2
     line = report["nagios"]["line"]
@@ -186,6 +190,11 @@ def test_json_table_nagios_and_alerts_tell_the_same(tmp_path: Path, roots: str) 
     assert [item["verdict"] for item in report["alerts"]] == ["warning", "expired", "unreachable"]
     for item in report["alerts"]:
         assert {"domain", "not_after", "issuer", "ip_addresses"} <= set(item)
+
+
+def test_a_report_of_nothing_is_json_too() -> None:
+    document: dict[str, Any] = {"checked_at": "now", "verdict": "ok", "summary": {"total": 0}, "results": []}
+    assert json.loads(as_json(document)) == document
 
 
 @pytest.mark.parametrize(("days", "code", "word"), [((-1, 90), 0, "OK"), ((-80, 10), 1, "WARNING"), ((-80, 5), 2, "CRITICAL")])
