@@ -226,6 +226,7 @@ def _moves(delivery: Delivery) -> str:
     places += [shlex.quote(directory) for directory in sorted({os.path.dirname(item.path) for item in delivery.files})]
     if delivery.remove:
         if places:
+            places.append('"$r"')
             lines.append(f"sync {' '.join(places)} || stuck {places[0]}\n")
             places = []
         lines.append(f"rm -rf {' '.join(shlex.quote(item) for item in delivery.remove)}\n")

@@ -150,7 +150,7 @@ def test_what_is_removed_goes_when_what_replaces_it_will_last(tmp_path: Path) ->
     calls.unlink()
     host.deliver(replace(delivery, remove=(str(old),)))
     steps = [line.replace(host.root, "").replace(str(tmp_path), "") for line in calls.read_text().splitlines()]
-    where = [steps.index(step) for step in ("sync /generations ", "rm -rf /old", "mv -f -t  receipt.json", "sync ")]
+    where = [steps.index(step) for step in ("sync /generations  ", "rm -rf /old", "mv -f -t  receipt.json", "sync ")]
     assert where == sorted(where)
     assert not old.exists()
 
