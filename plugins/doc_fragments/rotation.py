@@ -135,8 +135,11 @@ options:
     default: 16
   vault_lease:
     description:
-      - Whether a run over O(agents) takes a lease on each of them beside its entry in Vault (C(muster_lease)), so that two jobs or two slices of a job
-        never rotate the same one. The token needs C(create), C(read) and C(update) there, and C(delete) on its metadata to leave nothing behind.
+      - Whether a run over O(agents) takes a lease on each of them that has several entries, beside its first one in Vault (C(muster_lease)), so that two
+        jobs or two slices of a job never rotate the same one at a time. The token needs C(create), C(read) and C(update) there, and C(delete) on its
+        metadata to leave nothing behind.
+      - An agent with one entry needs none. That entry is written by check-and-set, so of two runs one rotates the agent, and the other leaves it with the
+        reason C(rotated_meanwhile).
     type: bool
     default: true
   fleet_wait:

@@ -35,6 +35,7 @@ _PROGRESS = 2.0  # seconds between two lines of progress
 _POLL = 1.0  # seconds between two questions whether an agent was seen
 _DATE_RESOLUTION = 1.5  # a Date header counts whole seconds, and servers may cache it
 _FAILED = ("failed", "rolled_back")
+_TRIES = 3  # of a write that others who write beside the token come before
 
 Say = t.Callable[[str], object]
 
@@ -77,6 +78,10 @@ class _Wish:
     wait: float
     budget: int
     check_mode: bool
+
+    def leases(self, agent: _Agent) -> bool:
+        """Say whether a lease keeps other runs from *agent*. The write of a single entry keeps them off by itself: check-and-set lets one of them win."""
+        return self.vault_lease and not self.check_mode and len(agent.paths) > 1
 
 
 @dataclass(frozen=True)
@@ -187,8 +192,7 @@ def _preflight(plane: ControlPlane, vault: Vault, agents: t.Sequence[_Agent], wi
         raise InvalidRequest(f"{plane.key} issues its credentials itself: rotate its agents host by host, without agents.", reason="unsupported")
     plane.probe()
     paths = [path for agent in agents for path in agent.paths]
-    if wish.vault_lease and not wish.check_mode:
-        paths += [VaultPath(lease_path(agent.paths[0].path), {"holder": "holder"}) for agent in agents]
+    paths += [VaultPath(lease_path(agent.paths[0].path), {"holder": "holder"}) for agent in agents if wish.leases(agent)]
     vault.preflight(paths)
     first = vault.read(agents[0].paths[0]) if agents else None
     if first is not None and first.kv_version == 1:
@@ -244,15 +248,35 @@ class _Fleet:
         if self._spent.is_set():
             return Outcome("untouched", "budget_spent", f"{agent.name} keeps its token: too many others failed before its turn.")
         try:
-            if not self._wish.vault_lease or self._wish.check_mode:
-                return self._switch_leased(session, agent)
+            if not self._wish.leases(agent):
+                return self._switch_contended(session, agent)
             with leased(session.vault, agent.paths[0].path, controller_identity(), self._wish.lease + self._wish.settle_timeout):
-                return self._switch_leased(session, agent)
+                return self._switch_once(session, agent, self._seen_now(session, agent))
         except AgentsError as error:
             return Outcome("rolled_back" if error.facts.get("rolled_back") else "failed", error.reason, f"{agent.name}: {error.msg}")
 
-    def _switch_leased(self, session: _Session, agent: _Agent) -> Outcome | _Switched:
-        seen = {path.path: session.vault.read(path) for path in agent.paths}
+    def _switch_contended(self, session: _Session, agent: _Agent) -> Outcome | _Switched:
+        """Rotate an agent that other runs may be at too: who writes its entry first has rotated it, and the one who comes second leaves it alone."""
+        seen = self._seen_now(session, agent)
+        tries = 0
+        while True:
+            try:
+                return self._switch_once(session, agent, seen)
+            except VaultFailure as error:
+                tries += 1
+                if error.reason != "cas_conflict" or len(agent.paths) > 1 or tries == _TRIES:
+                    raise
+            before, seen = seen, self._seen_now(session, agent)
+            if any(seen[path.path].fields.get(name) != before[path.path].fields.get(name) for path in agent.paths for name in path.fields):
+                self._accepted(session, agent, seen)
+                return Outcome("unchanged", "rotated_meanwhile", f"{agent.name} was given another token by another run just now.", _versions(seen))
+
+    @staticmethod
+    def _seen_now(session: _Session, agent: _Agent) -> dict[str, VaultEntry]:
+        return {path.path: session.vault.read(path) for path in agent.paths}
+
+    def _switch_once(self, session: _Session, agent: _Agent, seen: t.Mapping[str, VaultEntry]) -> Outcome | _Switched:
+        """Work on what was *seen*. Raises VaultFailure (cas_conflict) when somebody wrote there since, AgentsError."""
         old = self._accepted(session, agent, seen)
         drift = _drift(agent, seen, old)
         plan = self._plan(session.plane, old, seen, drift)
@@ -344,25 +368,34 @@ class _Fleet:
             for path in agent.paths:
                 versions[path.path] = session.vault.exchange(_known(path, secrets), secrets, seen[path.path], check=not shown_by_use).version
         except AgentsError as error:
-            if new is not old:
+            if new is not old and (versions or error.reason != "cas_conflict"):
                 self._restore(session, agent, old, new, error)
             raise
         return versions
 
     def _restore(self, session: _Session, agent: _Agent, old: Credential, new: Credential, error: AgentsError) -> None:
-        """Put *old* back where Vault holds *new*, and say in *error* whether that worked."""
+        """Put *old* back where Vault holds *new*, and say in *error* whether that worked. What somebody else wrote since stays."""
         ours, theirs = _for_vault(new), _for_vault(old)
+        restored, foreign = False, []
         try:
             for path in agent.paths:
                 known = _known(path, theirs)
                 entry = session.vault.read(path)
-                if all(entry.fields.get(name) == ours.get(secret) for name, secret in known.fields.items()):
+                if _holds(entry, known, theirs):
+                    continue
+                if _holds(entry, known, ours):
                     session.vault.exchange(known, theirs, entry)
+                    restored = True
+                else:
+                    foreign.append(path.path)
         except VaultFailure as second:
             error.msg += f" Putting the old token back failed too: {second.msg}"
             return
-        error.facts["rolled_back"] = True
-        error.msg += " Its old token is in Vault again."
+        if restored or not foreign:
+            error.facts["rolled_back"] = True
+            error.msg += " Its old token is in Vault again."
+        if foreign:
+            error.msg += f" {' and '.join(foreign)} holds neither token: what somebody else wrote there stays."
 
     def _prove(self, session: _Session, switched: _Switched) -> None:
         """Wait until the control plane accepts the new token; put the old one back when it does not."""
@@ -423,7 +456,7 @@ def _note(campaign: Campaign, outcomes: t.Mapping[str, Outcome]) -> None:
     for name, outcome in outcomes.items():
         if outcome.action in _FAILED:
             campaign.note(name, outcome.reason)
-        elif outcome.action in ("rotated", "repaired") or outcome.reason == "not_due":
+        elif outcome.action in ("rotated", "repaired") or outcome.reason in ("not_due", "rotated_meanwhile"):
             campaign.note(name, "")
 
 
@@ -460,8 +493,12 @@ def _drift(agent: _Agent, seen: t.Mapping[str, VaultEntry], accepted: Credential
     secrets = _for_vault(accepted)
     return tuple(
         f"Vault's {path.path} holds something else than what the control plane accepts."
-        for path in agent.paths
-        if any(seen[path.path].fields.get(name) != secrets[secret] for name, secret in _known(path, secrets).fields.items()))
+        for path in agent.paths if not _holds(seen[path.path], _known(path, secrets), secrets))
+
+
+def _holds(entry: VaultEntry, path: VaultPath, secrets: t.Mapping[str, Secret]) -> bool:
+    """Say whether *entry* has *secrets* in the fields of *path*."""
+    return all(entry.fields.get(name) == secrets[secret] for name, secret in path.fields.items())
 
 
 def _versions(seen: t.Mapping[str, VaultEntry]) -> dict[str, int | None]:

@@ -5,17 +5,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import ssl
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
+from ansible_collections.muster.agents.plugins.plugin_utils import _argument_specs as specs
+from ansible_collections.muster.agents.plugins.plugin_utils._campaign import Campaign
+from ansible_collections.muster.agents.plugins.plugin_utils._fleet_rotation import rotate_fleet
+from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault
 from reference_server.client import ReferenceServer, VaultLink
 
 from .agents import REGISTER, Agent, World, orders
@@ -159,9 +165,107 @@ def test_one_entry_is_shown_by_use_and_several_are_read(world: World, agents: di
     reads = [request["path"] for request in world.bao.requests() if request["operation"] == "read"]
     # The control plane reads the first entry of each for both proofs; the first of all is looked at to see on what engine it lies.
     assert [reads.count(path) for path in (*single.leaves, *double.leaves)] == [1 + 2 + 1, 0, 2 + 2, 2]
+    leased = {request["path"] for request in world.bao.requests() if "muster_lease" in request["path"]}
+    assert leased == {f"secret/{engine}/{double.name}/muster_lease" for engine in ("data", "metadata")}
     token = single.in_vault()[0]
     assert token is not None
     assert single.stacker.accepts(single.name, token)
+
+
+def _meddled(monkeypatch: pytest.MonkeyPatch, meddle: Callable[[], None]) -> None:
+    """Let somebody else write right before each of our own conditional writes."""
+    exchange = Vault.exchange
+
+    def late(self: Vault, *arguments: Any, **options: Any) -> Any:
+        meddle()
+        return exchange(self, *arguments, **options)
+
+    monkeypatch.setattr(Vault, "exchange", late)
+
+
+def _in_process(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The work of the task in this process, where a test can come between two of its requests."""
+    spec = {**specs.CONTROL_PLANE, **specs.TRANSPORT, **specs.VAULT, **specs.ROTATION}
+    checked = ArgumentSpecValidator(spec).validate(dict(options))
+    assert checked.error_messages == []
+    return rotate_fleet(checked.validated_parameters, Campaign("", "", "", 0), check_mode=False, say=print)
+
+
+def _single(agent: Agent, **changes: Any) -> dict[str, Any]:
+    """The options of one agent of whose entries only the one is told that its control plane reads."""
+    options = fleet({"agent": agent}, **changes)
+    options["agents"][0]["vault_paths"] = options["agents"][0]["vault_paths"][:1]
+    return options
+
+
+def test_of_two_runs_at_once_the_one_that_writes_first_rotates_and_the_other_leaves_it(
+    world: World, agents: dict[str, Agent], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent = next(iter(agents.values()))
+    theirs = "token-of-another-run-" * 4
+    _meddled(monkeypatch, lambda: world.bao.write(agent.leaves[0], {"data": {"token": theirs}}))
+    entry = _in_process(_single(agent))["results"][agent.name]
+    assert (entry["action"], entry["reason"], entry["failed"], entry["changed"]) == ("unchanged", "rotated_meanwhile", False, False)
+    assert entry["versions"] == {agent.leaves[0]: 2}
+    assert agent.in_vault()[0] == theirs
+
+
+def test_a_writer_beside_the_token_delays_a_rotation_and_its_field_stays(
+    world: World, agents: dict[str, Agent], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent, notes = next(iter(agents.values())), iter(["first", "second"])
+
+    def meddle() -> None:
+        note = next(notes, None)
+        if note is not None:
+            world.bao.write(agent.leaves[0], {"data": {"token": agent.secret(), "note": note}})
+
+    _meddled(monkeypatch, meddle)
+    entry = _in_process(_single(agent))["results"][agent.name]
+    assert (entry["action"], entry["versions"]) == ("rotated", {agent.leaves[0]: 4})
+    held = world.bao.read(agent.leaves[0])
+    assert held is not None
+    assert held["data"]["note"] == "second"
+    assert held["data"]["token"] != agent.secret()
+    assert agent.stacker.accepts(agent.name, held["data"]["token"])
+
+
+def test_a_writer_who_never_rests_is_told_of_and_nothing_is_put_back(
+    world: World, agents: dict[str, Agent], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent, count = next(iter(agents.values())), itertools.count()
+    _meddled(monkeypatch, lambda: world.bao.write(agent.leaves[0], {"data": {"token": agent.secret(), "note": str(next(count))}}))
+    entry = _in_process(_single(agent))["results"][agent.name]
+    assert (entry["action"], entry["reason"]) == ("failed", "cas_conflict")
+    assert "old token" not in entry["msg"]
+    assert next(count) == 3
+    assert agent.in_vault()[0] == agent.secret()
+
+
+def test_what_somebody_wrote_over_the_new_token_stays_and_is_not_told_as_a_way_back(
+    world: World, agents: dict[str, Agent], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The new token is refused, and when the old one is to come back the entry holds neither."""
+    agent = next(iter(agents.values()))
+    copy = f"secret/data/copies/{agent.name}"
+    world.bao.write(copy, {"data": {"token": agent.secret()}})
+    options = _single(agent, settle_timeout=1)
+    options["agents"][0]["vault_paths"] = [{"path": copy, "fields": {"token": "token"}}]
+    exchange = Vault.exchange
+
+    def early(self: Vault, *arguments: Any, **options: Any) -> Any:
+        change = exchange(self, *arguments, **options)
+        world.bao.write(copy, {"data": {"token": "of somebody else"}})
+        return change
+
+    monkeypatch.setattr(Vault, "exchange", early)
+    entry = _in_process(options)["results"][agent.name]
+    assert (entry["action"], entry["reason"]) == ("failed", "new_credential_refused")
+    assert f"{copy} holds neither token" in entry["msg"]
+    assert "again" not in entry["msg"]
+    held = world.bao.read(copy)
+    assert held is not None
+    assert held["data"] == {"token": "of somebody else"}
 
 
 def test_a_token_in_an_entry_that_nobody_reads_is_not_taken_for_a_rotation(world: World, agents: dict[str, Agent], controller: Controller) -> None:

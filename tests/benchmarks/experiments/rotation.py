@@ -78,7 +78,7 @@ class _Fleet:
 
 
 def fleet_rotation(ground: Ground, options: Options) -> Experiment:
-    """Theirs only writes; ours proves both tokens, guards by check-and-set and leases, and reads back."""
+    """Theirs only writes; ours proves both tokens, and check-and-set guards the write."""
     work = f"rotate {options.fleet} Stacker tokens through Vault, one task"
     peer = f"one vault_kv2_write per agent, looped over {options.peer_items}, for each agent"
     return Experiment(
