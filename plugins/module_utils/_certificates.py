@@ -541,7 +541,10 @@ def _extension(certificate: _Signed, kind: t.Any) -> t.Any:
 
 
 def _parse_errors() -> tuple[type[Exception], ...]:
-    return ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion, binascii.Error
+    # KeyError: cryptography before 42, for a name whose text has a type that no text can have.
+    return (
+        ValueError, TypeError, KeyError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion,
+        binascii.Error)
 
 
 def _epoch(certificate: x509.Certificate, name: str) -> float:

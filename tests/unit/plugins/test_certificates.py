@@ -84,6 +84,11 @@ def with_an_extension_twice(data: bytes) -> bytes:
     return data.replace(bytes.fromhex("551d25"), bytes.fromhex("551d0f"))
 
 
+def with_a_name_of_no_type(data: bytes) -> bytes:
+    place = data.index(b"\x06\x03\x55\x04\x03") + 5
+    return data[:place] + b"\0" + data[place + 1:]
+
+
 def with_a_negative_serial(data: bytes) -> bytes:
     place = data.index(b"\x02", data.index(b"\xa0\x03\x02\x01\x02") + 5)
     return data[: place + 2] + b"\xff" + data[place + 3:]
@@ -91,6 +96,7 @@ def with_a_negative_serial(data: bytes) -> bytes:
 
 ODD: dict[str, t.Callable[[bytes], bytes]] = {
     "subject-not-utf8": lambda data: pem(without_utf8(data)), "extension-twice": lambda data: pem(with_an_extension_twice(data)),
+    "name-of-no-type": lambda data: pem(with_a_name_of_no_type(data)),
     "negative-serial": lambda data: pem(with_a_negative_serial(data)), "empty": lambda data: b"", "der": lambda data: data,
     "cut": lambda data: pem(data[:-40]), "no-base64": lambda data: b"-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n",
     "empty-block": lambda data: b"-----BEGIN CERTIFICATE-----\n\n-----END CERTIFICATE-----\n", "other-kind": lambda data: pem(data).replace(b"CERT", b"CERTI"),
