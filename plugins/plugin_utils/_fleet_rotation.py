@@ -209,6 +209,7 @@ class _Fleet:
         self._pool = pool
         self._say = say
         self._outcomes: dict[str, Outcome] = {}
+        self._failures = 0
         self._said = time.monotonic()
         self._spent = threading.Event()
         self._ids_needed = threading.Event()
@@ -225,14 +226,15 @@ class _Fleet:
                 self._outcomes[name] = Outcome("rotated", "due", f"{name} has a new token. {done.why}", done.versions)
             else:
                 self._outcomes[name] = done
-            self._judge_budget()
+                self._judge_budget(done)
             self._progress("rotated", len(self._outcomes), len(agents))
         if self._wish.wait:
             self._await_seen(switched)
         return {agent.name: self._outcomes[agent.name] for agent in agents}
 
-    def _judge_budget(self) -> None:
-        if sum(outcome.action in _FAILED for outcome in self._outcomes.values()) > self._wish.budget:
+    def _judge_budget(self, outcome: Outcome) -> None:
+        self._failures += outcome.action in _FAILED
+        if self._failures > self._wish.budget:
             self._spent.set()
 
     def _progress(self, what: str, done: int, total: int, *, last: bool = False) -> None:

@@ -52,11 +52,12 @@ try:
     from urllib3.connectionpool import HTTPSConnectionPool
     from urllib3.exceptions import ConnectTimeoutError, InsecureRequestWarning, NewConnectionError, ProxyError
     from urllib3.exceptions import HTTPError as Urllib3Error
-    from urllib3.util import Timeout
+    from urllib3.util import Retry, Timeout
 except ImportError:
     IMPORT_ERROR: str | None = traceback.format_exc()
 else:
     IMPORT_ERROR = None
+    _NO_RETRIES = Retry(False, redirect=False)
 
 __all__ = ["Answer", "Http", "Transport", "check_url", "require_library"]
 
@@ -271,9 +272,9 @@ class Http:
             sent["Content-Type"] = "application/x-www-form-urlencoded"
         query = urlencode({name: value for name, value in (params or {}).items() if value is not None}, doseq=True)
         try:
-            response = self._pool.request(
-                method, f"{self._base}{path}{'?' if query else ''}{query}", body=body, headers=sent, retries=False, redirect=False, assert_same_host=False,
-                timeout=self._timeout, preload_content=False)
+            response = self._pool.urlopen(
+                method, f"{self._base}{path}{'?' if query else ''}{query}", body=body, headers=sent, retries=_NO_RETRIES, redirect=False,
+                assert_same_host=False, timeout=self._timeout, preload_content=False)
             text = self._body(response, ServerFault if read else Ambiguous)
         except (Urllib3Error, OSError) as error:
             raise self._failure(error, read=read) from None
@@ -282,7 +283,7 @@ class Http:
                                "check the user names, tokens and secrets given for it.") from None
         self._note_clock(response.headers.get("Date"), before)
         return Answer(
-            response.status, {key.lower(): value for key, value in response.headers.items()}, text.decode("utf-8", "replace"),
+            response.status, response.headers, text.decode("utf-8", "replace"),
             _secrets_sent(headers or {}, json_body if json_body is not None else dict(form or {})), _cookies(response))
 
     def _body(self, response: t.Any, fault: type[ServerFault] | type[Ambiguous]) -> bytes:
@@ -296,6 +297,8 @@ class Http:
                 size += len(chunk)
                 if size >= _MAX_BODY:
                     raise fault(f"{self.url} sent more than {_MAX_BODY} bytes: this is not the control plane it should be.")
+                if response.closed and "Content-Encoding" not in response.headers:
+                    break  # what would be read next is the end of the body
                 if time.monotonic() > deadline:
                     raise fault(f"{self.url} was still sending after {_BODY_TIMEOUTS * self.transport.timeout:g} s: its answer has no end.")
         except BaseException:
