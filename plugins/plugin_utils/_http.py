@@ -117,7 +117,7 @@ class Transport:
 class Answer:
     """An HTTP answer. *text* is kept out of repr, since it may hold a credential; *sent* are the secrets of the request, which a server may repeat.
 
-    *cookies* are those that this answer sets; none is ever sent back by itself.
+    *headers* are asked for in lower case. *cookies* are those that this answer sets; none is ever sent back by itself.
     """
 
     status: int
