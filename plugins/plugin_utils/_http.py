@@ -272,7 +272,7 @@ class Http:
             sent["Content-Type"] = "application/x-www-form-urlencoded"
         query = urlencode({name: value for name, value in (params or {}).items() if value is not None}, doseq=True)
         try:
-            response = self._pool.urlopen(
+            response = self._pool.request_encode_url(
                 method, f"{self._base}{path}{'?' if query else ''}{query}", body=body, headers=sent, retries=_NO_RETRIES, redirect=False,
                 assert_same_host=False, timeout=self._timeout, preload_content=False)
             text = self._body(response, ServerFault if read else Ambiguous)
