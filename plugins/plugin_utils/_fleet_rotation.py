@@ -370,6 +370,7 @@ class _Fleet:
             for path in agent.paths:
                 versions[path.path] = session.vault.exchange(_known(path, secrets), secrets, seen[path.path], check=not shown_by_use).version
         except AgentsError as error:
+            # A conflict at the first entry says that nothing was written; any other failure leaves that open.
             if new is not old and (versions or error.reason != "cas_conflict"):
                 self._restore(session, agent, old, new, error)
             raise
