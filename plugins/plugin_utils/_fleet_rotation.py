@@ -268,8 +268,9 @@ class _Fleet:
                 tries += 1
                 if error.reason != "cas_conflict" or len(agent.paths) > 1 or tries == _TRIES:
                     raise
-            before, seen = seen, self._seen_now(session, agent)
-            if any(seen[path.path].fields.get(name) != before[path.path].fields.get(name) for path in agent.paths for name in path.fields):
+            path, before, seen = agent.paths[0], seen, self._seen_now(session, agent)
+            secrets = [name for name, secret in path.fields.items() if secret in session.plane.secret_names]
+            if any(seen[path.path].fields.get(name) != before[path.path].fields.get(name) for name in secrets):
                 self._accepted(session, agent, seen)
                 return Outcome("unchanged", "rotated_meanwhile", f"{agent.name} was given another token by another run just now.", _versions(seen))
 
@@ -370,8 +371,7 @@ class _Fleet:
             for path in agent.paths:
                 versions[path.path] = session.vault.exchange(_known(path, secrets), secrets, seen[path.path], check=not shown_by_use).version
         except AgentsError as error:
-            # A conflict at the first entry says that nothing was written; any other failure leaves that open.
-            if new is not old and (versions or error.reason != "cas_conflict"):
+            if new is not old:
                 self._restore(session, agent, old, new, error)
             raise
         return versions
@@ -394,11 +394,11 @@ class _Fleet:
         except VaultFailure as second:
             error.msg += f" Putting the old token back failed too: {second.msg}"
             return
-        if restored or not foreign:
+        if restored:
             error.facts["rolled_back"] = True
             error.msg += " Its old token is in Vault again."
         if foreign:
-            error.msg += f" {' and '.join(foreign)} holds neither token: what somebody else wrote there stays."
+            error.msg += f" Neither token is at {' and '.join(foreign)}: what somebody else wrote there stays."
 
     def _prove(self, session: _Session, switched: _Switched) -> None:
         """Wait until the control plane accepts the new token; put the old one back when it does not."""

@@ -20,8 +20,9 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ansible_collections.muster.agents.plugins.plugin_utils import _argument_specs as specs
 from ansible_collections.muster.agents.plugins.plugin_utils._campaign import Campaign
+from ansible_collections.muster.agents.plugins.plugin_utils._errors import VaultFailure
 from ansible_collections.muster.agents.plugins.plugin_utils._fleet_rotation import rotate_fleet
-from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault
+from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault, VaultPath
 from reference_server.client import ReferenceServer, VaultLink
 
 from .agents import REGISTER, Agent, World, orders
@@ -183,12 +184,18 @@ def _meddled(monkeypatch: pytest.MonkeyPatch, meddle: Callable[[], None]) -> Non
     monkeypatch.setattr(Vault, "exchange", late)
 
 
-def _in_process(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The work of the task in this process, where a test can come between two of its requests."""
+def _in_process(world: World, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The work of the task in this process, where a test can come between two of its requests. No token that was or is in Vault is in its result."""
+    paths = [path["path"] for agent in options["agents"] for path in agent["vault_paths"]]
+    tokens = [entry["data"]["token"] for entry in map(world.bao.read, paths) if entry is not None]
     spec = {**specs.CONTROL_PLANE, **specs.TRANSPORT, **specs.VAULT, **specs.ROTATION}
     checked = ArgumentSpecValidator(spec).validate(dict(options))
     assert checked.error_messages == []
-    return rotate_fleet(checked.validated_parameters, Campaign("", "", "", 0), check_mode=False, say=print)
+    result = rotate_fleet(checked.validated_parameters, Campaign("", "", "", 0), check_mode=False, say=print)
+    tokens += [entry["data"]["token"] for entry in map(world.bao.read, paths) if entry is not None]
+    assert tokens
+    assert not [token for token in tokens if token in json.dumps(result)]
+    return result
 
 
 def _single(agent: Agent, **changes: Any) -> dict[str, Any]:
@@ -204,16 +211,22 @@ def test_of_two_runs_at_once_the_one_that_writes_first_rotates_and_the_other_lea
     agent = next(iter(agents.values()))
     theirs = "token-of-another-run-" * 4
     _meddled(monkeypatch, lambda: world.bao.write(agent.leaves[0], {"data": {"token": theirs}}))
-    entry = _in_process(_single(agent))["results"][agent.name]
+    entry = _in_process(world, _single(agent))["results"][agent.name]
     assert (entry["action"], entry["reason"], entry["failed"], entry["changed"]) == ("unchanged", "rotated_meanwhile", False, False)
     assert entry["versions"] == {agent.leaves[0]: 2}
     assert agent.in_vault()[0] == theirs
 
 
+@pytest.mark.parametrize("managed", [False, True])
 def test_a_writer_beside_the_token_delays_a_rotation_and_its_field_stays(
-    world: World, agents: dict[str, Agent], monkeypatch: pytest.MonkeyPatch,
+    world: World, agents: dict[str, Agent], monkeypatch: pytest.MonkeyPatch, managed: bool,
 ) -> None:
-    agent, notes = next(iter(agents.values())), iter(["first", "second"])
+    """Even where the field is one that we keep too: a token that is the same has not been rotated."""
+    agent = next(iter(agents.values()))
+    notes = iter([agent.secret("agent_id")] * 2 if managed else ["first", "second"])
+    options = _single(agent)
+    if managed:
+        options["agents"][0]["vault_paths"] = [{"path": agent.leaves[0], "fields": {"token": "token", "note": "agent_id"}}]
 
     def meddle() -> None:
         note = next(notes, None)
@@ -221,11 +234,11 @@ def test_a_writer_beside_the_token_delays_a_rotation_and_its_field_stays(
             world.bao.write(agent.leaves[0], {"data": {"token": agent.secret(), "note": note}})
 
     _meddled(monkeypatch, meddle)
-    entry = _in_process(_single(agent))["results"][agent.name]
+    entry = _in_process(world, options)["results"][agent.name]
     assert (entry["action"], entry["versions"]) == ("rotated", {agent.leaves[0]: 4})
     held = world.bao.read(agent.leaves[0])
     assert held is not None
-    assert held["data"]["note"] == "second"
+    assert held["data"]["note"] == (agent.secret("agent_id") if managed else "second")
     assert held["data"]["token"] != agent.secret()
     assert agent.stacker.accepts(agent.name, held["data"]["token"])
 
@@ -235,11 +248,32 @@ def test_a_writer_who_never_rests_is_told_of_and_nothing_is_put_back(
 ) -> None:
     agent, count = next(iter(agents.values())), itertools.count()
     _meddled(monkeypatch, lambda: world.bao.write(agent.leaves[0], {"data": {"token": agent.secret(), "note": str(next(count))}}))
-    entry = _in_process(_single(agent))["results"][agent.name]
+    entry = _in_process(world, _single(agent))["results"][agent.name]
     assert (entry["action"], entry["reason"]) == ("failed", "cas_conflict")
     assert "old token" not in entry["msg"]
     assert next(count) == 3
     assert agent.in_vault()[0] == agent.secret()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_write_that_was_not_found_afterwards_is_taken_back(
+    world: World, agents: dict[str, Agent], monkeypatch: pytest.MonkeyPatch, place: int,
+) -> None:
+    """A node that is behind shows the entry as it was: nobody knows then who wrote last, and the new token must not stay in one of two entries."""
+    agent = next(iter(agents.values()))
+    verified, behind = Vault._verified, [agent.leaves[place]]
+
+    def late(self: Vault, path: VaultPath, *arguments: Any) -> Any:
+        if path.path in behind:
+            behind.remove(path.path)
+            raise VaultFailure(f"{path.path} was changed by somebody else right after it was written.", reason="cas_conflict")
+        return verified(self, path, *arguments)
+
+    monkeypatch.setattr(Vault, "_verified", late)
+    entry = _in_process(world, fleet({"agent": agent}))["results"][agent.name]
+    assert (entry["action"], entry["reason"]) == ("rolled_back", "cas_conflict")
+    assert agent.in_vault() == [agent.secret()] * 2
+    assert agent.stacker.accepts(agent.name, agent.secret())
 
 
 def test_what_somebody_wrote_over_the_new_token_stays_and_is_not_told_as_a_way_back(
@@ -259,9 +293,9 @@ def test_what_somebody_wrote_over_the_new_token_stays_and_is_not_told_as_a_way_b
         return change
 
     monkeypatch.setattr(Vault, "exchange", early)
-    entry = _in_process(options)["results"][agent.name]
+    entry = _in_process(world, options)["results"][agent.name]
     assert (entry["action"], entry["reason"]) == ("failed", "new_credential_refused")
-    assert f"{copy} holds neither token" in entry["msg"]
+    assert f"Neither token is at {copy}" in entry["msg"]
     assert "again" not in entry["msg"]
     held = world.bao.read(copy)
     assert held is not None
