@@ -17,6 +17,7 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
+from ansible import constants as C
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.muster.agents.plugins.module_utils._credential_store import Delivery, HostFile, LookRequest, unpack_files
@@ -31,6 +32,7 @@ __all__ = ["Host", "Look", "controller_identity", "holder_is_dead", "require_con
 _MODULE = "muster.agents.credential_store"
 _SYSTEMD = "ansible.builtin.systemd_service"
 _AGENT_ID = "agent_id"
+_SHELL = "/bin/sh"
 _REMEDIES = {
     "not_writable": "{place} cannot be written on the host: use become: true, or give a store directory that root can write.",
     "disk_full": "The disk that holds {place} is full on the host: make room, then run again.",
@@ -176,8 +178,14 @@ class Host:
     def _run(self, script: str, data: bytes | None) -> tuple[int, str, str]:
         """Run *script* with *data* on standard input; neither is displayed at any verbosity."""
         with _Unshown(self._action):
-            result = self._action._low_level_execute_command(script, sudoable=True, in_data=data, executable="/bin/sh")
+            result = self._action._low_level_execute_command(script, sudoable=True, in_data=data, executable=self._shell())
         return int(result.get("rc", 1)), str(result.get("stdout") or ""), str(result.get("stderr") or "")
+
+    def _shell(self) -> str:
+        """Return what is put before a script: nothing where the connection starts /bin/sh by itself, which spares the host a second one."""
+        connection = self._action._connection
+        starts_it = connection.transport == "local" and C.DEFAULT_EXECUTABLE == _SHELL and not connection.become
+        return "" if starts_it else _SHELL
 
     def _look_by_script(self, request: LookRequest, facts: bool) -> Look | None:
         code, output, errors = self._run(look_script(request, facts=facts), None)

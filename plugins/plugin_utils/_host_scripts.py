@@ -71,11 +71,15 @@ record() {{
   case $until in ''|*[!0-9]*) attempt=; until=0;; esac
   if [ "$until" -gt "$now" ] && [ "$holder" != {me} ] && [ "$holder" != {takeover} ]; then say 'intent held'; return 0; fi
   [ -n "$attempt" ] || attempt={attempt}
-  if [ -e "$r/.intent.muster" ] || [ -L "$r/.intent.muster" ]; then rm -f "$r/.intent.muster"; fi
-  mine="$attempt	"{me}"	$((now + {lease}))	"{why}; say "$mine" >"$r/.intent.muster" || return 1
-  # The attempt in one that is replaced may have made a record already: it goes when the new one is on the disk.
-  [ ! -e "$r/intent" ] || sync "$r/.intent.muster" || return 1
-  mv -fT "$r/.intent.muster" "$r/intent" && sync "$r/intent" "$r" || return 1
+  mine="$attempt	"{me}"	$((now + {lease}))	"{why}
+  if [ -e "$r/intent" ] || [ -L "$r/intent" ]; then
+    if [ -e "$r/.intent.muster" ] || [ -L "$r/.intent.muster" ]; then rm -f "$r/.intent.muster"; fi
+    # The attempt in the one that is replaced may have made a record already: it goes when the new one is on the disk.
+    say "$mine" >"$r/.intent.muster" && sync "$r/.intent.muster" && mv -fT "$r/.intent.muster" "$r/intent" || return 1
+  else  # nothing is lost when it is cut short: the first request waits for it to be on the disk
+    say "$mine" >"$r/intent" || {{ rm -f "$r/intent"; return 1; }}
+  fi
+  sync "$r/intent" "$r" || return 1
   say 'intent recorded'; say "lease $mine"; told=$r/intent
 }}
 attempt=

@@ -67,16 +67,19 @@ class Action:
     def __init__(self, shell: str = "dash", *, environment: t.Mapping[str, str] | None = None, rewrite: t.Callable[[str], str] | None = None) -> None:
         self._task = SimpleNamespace(check_mode=False, delegate_to=None)
         self._templar = SimpleNamespace(template=lambda value: value)
-        self._connection = SimpleNamespace(has_pipelining=True, _shell=SimpleNamespace(SHELL_FAMILY="sh"), _play_context=SimpleNamespace(no_log=False))
+        self._connection = SimpleNamespace(
+            has_pipelining=True, transport="local", become=None, _shell=SimpleNamespace(SHELL_FAMILY="sh"), _play_context=SimpleNamespace(no_log=False))
         self._shell = [str(shutil.which(shell)), *(["sh"] if shell == "busybox" else [])]
         self._environment = dict(environment or {})
         self._rewrite = rewrite or (lambda script: script)
         self.scripts: list[str] = []
+        self.executables: list[str] = []
         self.module_args: list[dict[str, t.Any]] = []
         self.truncate: int | None = None
 
     def _low_level_execute_command(self, script: str, *, sudoable: bool, in_data: bytes | None, executable: str) -> dict[str, t.Any]:
         self.scripts.append(script)
+        self.executables.append(executable)
         data = in_data if in_data is None or self.truncate is None else in_data[: self.truncate]
         done = subprocess.run(
             [*self._shell, "-c", self._rewrite(script)], check=False, capture_output=True, input=data if data is not None else b"",

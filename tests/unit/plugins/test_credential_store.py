@@ -568,19 +568,23 @@ def test_a_full_disk_is_seen_by_the_look(way: Way, tiny: Path) -> None:
 
 
 @each_way
-def test_an_intent_that_does_not_fit_leaves_nothing_behind(way: Way, tiny: Path) -> None:
+@pytest.mark.parametrize("earlier", [False, True], ids=["the first", "one that is replaced"])
+def test_an_intent_that_does_not_fit_leaves_nothing_behind(earlier: bool, way: Way, tiny: Path) -> None:
     root = plant_key(tiny / "store")
     host = way.host(tiny / "store")
     host.look(will_deliver=True)
     host.deliver(delivery_of(root, None))
-    before = {path.name for path in root.iterdir()}
+    if earlier:
+        host.look(intent=_intent("attempt-0"), url=URL, force=True)
+    before = {path.name: path.read_bytes() for path in root.iterdir() if path.is_file()}
     with contextlib.suppress(OSError), (tiny / "ballast").open("wb", buffering=0) as stream:
         while stream.write(b"x" * 4096):
             pass
     assert host.look(intent=_intent(), url=URL, force=True).intent == "disk_full"
-    assert {path.name for path in root.iterdir()} == before | {"lock"}
+    assert {path.name: path.read_bytes() for path in root.iterdir() if path.is_file()} == before | {"lock": b""}
     (tiny / "ballast").unlink()
-    assert host.look(intent=_intent(), url=URL, force=True).intent == "recorded"
+    look = host.look(intent=_intent("attempt-1"), url=URL, force=True)
+    assert (look.intent, look.held.attempt if look.held else "") == ("recorded", "attempt-0" if earlier else "attempt-1")
 
 
 @each_way
@@ -813,6 +817,7 @@ def test_what_a_visit_leaves_that_is_killed_at_any_step_is_reported_and_cleared(
         site = _Site(quick / f"site{step}")
         host = WAYS[0].host(site.folder / "store")
         environment = {"PATH": f"{killers}:{os.environ['PATH']}", "COUNT": str(site.folder / "count"), "KILL_AT": str(step)}
+        host.look(intent=Intent("a", "b:1", 0, "rotate"), force=True)
         request = LookRequest(str(site.root), intent=Intent("a", "b:1", 0, "rotate"), force=True)
         for script, data in ((look_script(request, facts=False), b""), (deliver_script(site.delivery()), site.delivery().archive())):
             done = subprocess.run(["dash", "-c", script], input=data, check=False, capture_output=True, env=environment, start_new_session=True)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ansible import constants
 from store_ways import NAME, SHELLS, URL, Action, Way, delivery_of, plant_key, receipt_of
 
 from ansible_collections.muster.agents.plugins.module_utils._credential_store import Delivery, LookRequest, StagedFile
@@ -110,7 +111,7 @@ def test_a_visit_starts_no_program_that_it_could_do_without(tmp_path: Path) -> N
 
     look = host.look((target,), facts=True, intent=Intent("a", "b:1", 0, "enrol"), will_deliver=True)
     asked = [] if Path("/proc/sys/kernel/arch").exists() else ["uname"]
-    assert started() == sorted(["date", "df", "flock", "mkdir", "mv", "sync", *asked])
+    assert started() == sorted(["date", "df", "flock", "mkdir", "sync", *asked])
     host.deliver(delivery_of(Path(host.root), look, token=b"one", files=[StagedFile(target, b"TOKEN=one")], save_previous=True))
     assert started() == sorted(["flock", "tar", "sha256sum", "install", "sync", "mv", "mv", "mv", "sync", "rm"])
     host.look((target,), facts=True, intent=Intent("a", "b:1", 0, "enrol"), url=URL)
@@ -137,8 +138,8 @@ def test_what_replaces_an_attempt_is_on_disk_before_the_attempt_goes(tmp_path: P
     for controller in ("a:1", "a:1"):
         host.look(intent=Intent("attempt", controller, 0, "enrol"))
     steps = [line.replace(host.root, "") for line in calls.read_text().splitlines() if line.split()[0] in ("sync", "mv")]
-    named = ["mv -fT /.intent.muster /intent", "sync /intent "]
-    assert steps == [*named, "sync /.intent.muster", *named]
+    named = "sync /intent "
+    assert steps == [named, "sync /.intent.muster", "mv -fT /.intent.muster /intent", named]
 
 
 def test_what_is_removed_goes_when_what_replaces_it_will_last(tmp_path: Path) -> None:
@@ -344,6 +345,23 @@ def test_a_refused_become_is_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(HostFailure, match="check become") as failure:
         host.look()
     assert failure.value.reason == "become_failed"
+
+
+@pytest.mark.parametrize(("transport", "become", "default", "put_before"), [
+    ("local", None, "/bin/sh", ""),
+    ("local", object(), "/bin/sh", "/bin/sh"),
+    ("local", None, "/bin/bash", "/bin/sh"),
+    ("ssh", None, "/bin/sh", "/bin/sh"),
+], ids=["local", "become", "another default", "ssh"])
+def test_a_script_has_a_shell_put_before_it_unless_the_connection_starts_the_same(
+    transport: str, become: object, default: str, put_before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(constants, "DEFAULT_EXECUTABLE", default)
+    host, action = Way("fast").host(tmp_path), Action()
+    action._connection.transport, action._connection.become = transport, become
+    _through(host, action)
+    host.look()
+    assert action.executables == [put_before]
 
 
 def test_a_damaged_answer_is_refused(tmp_path: Path) -> None:
