@@ -18,7 +18,7 @@ import json
 import time
 import typing as t
 import uuid
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from ansible_collections.muster.agents.plugins.module_utils._credential_store import MAX_SKEW, MIN_FREE_KIB, Delivery
 from ansible_collections.muster.agents.plugins.module_utils._local_probe import worst
@@ -56,6 +56,8 @@ from ansible_collections.muster.agents.plugins.plugin_utils._host import (
 from ansible_collections.muster.agents.plugins.plugin_utils._identity import ASSIGNED, Gathering, agent_facts, completed
 from ansible_collections.muster.agents.plugins.plugin_utils._pair import pair_checks
 from ansible_collections.muster.agents.plugins.plugin_utils._rendering import RenderedFile
+from ansible_collections.muster.agents.plugins.plugin_utils._sessions import this_run
+from ansible_collections.muster.agents.plugins.plugin_utils._shared_state import SharedDocument
 from ansible_collections.muster.agents.plugins.plugin_utils._spool import Spool
 from ansible_collections.muster.agents.plugins.plugin_utils._times import age_seconds
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import AgentTokenPolicy, TokenOutcome, Vault, VaultChange, VaultPath
@@ -72,6 +74,7 @@ __all__ = ["Order", "Outcome", "Parts", "Transaction"]
 
 _RECONCILE_PAUSES = (0.2, 1.0)
 _PLACEHOLDER = "x" * 86
+_PROBE_LIFE = 3.0  # seconds for which the forks of a run take each other's word that the control plane is well
 
 Render = t.Callable[[t.Mapping[str, t.Any], t.Mapping[str, Secret]], tuple[RenderedFile, ...]]
 
@@ -104,7 +107,10 @@ class Order:
 
 @dataclass(frozen=True)
 class Parts:
-    """What the transaction works with. vault is None when none is configured; vault_url is for the receipt."""
+    """What the transaction works with. vault is None when none is configured; vault_url is for the receipt.
+
+    probes is where the forks of a run tell each other what the control plane says of itself.
+    """
 
     plane: ControlPlane
     host: Host
@@ -113,6 +119,7 @@ class Parts:
     file_paths: tuple[str, ...]
     vault: Vault | None = None
     vault_url: str = ""
+    probes: SharedDocument = field(default_factory=lambda: SharedDocument(""))
 
 
 @dataclass(frozen=True)
@@ -210,7 +217,7 @@ class Transaction:
 
     def _preflight(self) -> None:
         """Ask control plane and Vault whether they would do their part; both are only read. Raises Mismatch when the server's clock is off."""
-        self.server = self.parts.plane.probe()
+        self.server = self._probed()
         skew = self.server.clock_skew
         if skew is not None and abs(skew) > MAX_SKEW:
             raise Mismatch(f"The clock of {self.parts.plane.http.url} is {skew:.0f} seconds off the controller's: set both by NTP, then run again.",
@@ -218,6 +225,21 @@ class Transaction:
         if self.parts.vault is not None:
             self.parts.vault.authenticate()
             self.parts.vault.preflight(self.order.vault_paths, policy=self.order.policy)
+
+    def _probed(self) -> ServerState:
+        """Return what the control plane says of itself, or said to another fork a moment ago; in check mode nothing else may show that it is out of reach."""
+        if self.order.check_mode:
+            return self.parts.plane.probe()
+        run = this_run()
+        with self.parts.probes.held() as document:
+            if document.get("run") == run and 0 <= time.time() - document["at"] < _PROBE_LIFE:
+                told = ServerState(**{**document["server"], "api_versions": tuple(document["server"]["api_versions"])})
+                self.parts.plane.http.clock_skew = told.clock_skew
+                return told
+        server = self.parts.plane.probe()
+        with self.parts.probes.held() as document:
+            document.update(run=run, at=time.time(), server=asdict(server))
+        return server
 
     def _look(self) -> Look:
         """Look at the host and record the intent there when there is work. Waits while another controller holds the lease."""

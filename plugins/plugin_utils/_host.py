@@ -184,7 +184,7 @@ class Host:
     def _shell(self) -> str:
         """Return what is put before a script: nothing where the connection starts /bin/sh by itself, which spares the host a second one."""
         connection = self._action._connection
-        starts_it = connection.transport == "local" and C.DEFAULT_EXECUTABLE == _SHELL and not connection.become
+        starts_it = connection.transport == "local" and C.config.get_config_value("DEFAULT_EXECUTABLE") == _SHELL and not connection.become
         return "" if starts_it else _SHELL
 
     def _look_by_script(self, request: LookRequest, facts: bool) -> Look | None:

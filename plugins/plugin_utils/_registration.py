@@ -18,7 +18,7 @@ from ansible_collections.muster.agents.plugins.plugin_utils._host import Host
 from ansible_collections.muster.agents.plugins.plugin_utils._identity import Gathering
 from ansible_collections.muster.agents.plugins.plugin_utils._options import control_plane, enrolment, user_secrets
 from ansible_collections.muster.agents.plugins.plugin_utils._rendering import RenderedFile, render
-from ansible_collections.muster.agents.plugins.plugin_utils._shared_state import state_directory
+from ansible_collections.muster.agents.plugins.plugin_utils._shared_state import SharedDocument, state_directory
 from ansible_collections.muster.agents.plugins.plugin_utils._spool import Spool
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault, agent_token_policy, vault_paths
 from ansible_collections.muster.agents.plugins.plugin_utils._withdrawal import withdraw
@@ -61,7 +61,8 @@ def _parts(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mapping
     return Parts(
         plane=plane, host=Host(action, task_vars, store=args["store"], control_plane=args["control_plane"], name=args["name"], delivery=args["delivery"]),
         spool=Spool(state_directory("spool"), plane.http.url, args["name"]), render=rendered, file_paths=tuple(item["path"] for item in files),
-        vault=Vault(args["vault"], state_directory("vault")) if args.get("vault") else None, vault_url=args["vault"]["url"] if args.get("vault") else "")
+        vault=Vault(args["vault"], state_directory("vault")) if args.get("vault") else None, vault_url=args["vault"]["url"] if args.get("vault") else "",
+        probes=SharedDocument(state_directory("servers"), "probe", args["control_plane"], plane.http.url, repr(plane.http.transport)))
 
 
 def _result(outcome: Outcome, parts: Parts) -> dict[str, t.Any]:

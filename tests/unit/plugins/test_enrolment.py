@@ -35,11 +35,13 @@ from ansible_collections.muster.agents.plugins.plugin_utils._errors import (
     Mismatch,
     Rejected,
     ServerFault,
+    Unreachable,
     VaultFailure,
 )
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Host, Look
 from ansible_collections.muster.agents.plugins.plugin_utils._identity import Gathering
 from ansible_collections.muster.agents.plugins.plugin_utils._rendering import RenderedFile
+from ansible_collections.muster.agents.plugins.plugin_utils._shared_state import SharedDocument
 from ansible_collections.muster.agents.plugins.plugin_utils._spool import Spool
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault, VaultChange, VaultEntry, VaultPath
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import (
@@ -71,7 +73,7 @@ def _credential(what: str = "one", agent_id: str = AGENT_ID) -> Credential:
 
 
 class Clock:
-    """Time that passes only where somebody sleeps."""
+    """Time that passes faster where somebody sleeps."""
 
     def __init__(self) -> None:
         self.slept: list[float] = []
@@ -82,9 +84,8 @@ class Clock:
     def monotonic(self) -> float:
         return sum(self.slept)
 
-    @staticmethod
-    def time() -> float:
-        return time.time()
+    def time(self) -> float:
+        return time.time() + sum(self.slept)
 
 
 class Plane(ControlPlane):
@@ -99,7 +100,8 @@ class Plane(ControlPlane):
 
     def __init__(self) -> None:
         super().__init__(t.cast(t.Any, SimpleNamespace(url=URL, clock_skew=0.0)), Bootstrap())
-        self.state = ServerState(version="2.0.0", clock_skew=0.0)
+        self.state: ServerState | AgentsError = ServerState(version="2.0.0", clock_skew=0.0)
+        self.probes = 0
         self.answers: list[Issued | AgentsError] = []
         self.accepted: list[Credential] = []
         self.proofs: list[Proof] = []
@@ -122,6 +124,9 @@ class Plane(ControlPlane):
             self.accepted.append(credential)
 
     def probe(self) -> ServerState:
+        self.probes += 1
+        if isinstance(self.state, AgentsError):
+            raise self.state
         return self.state
 
     def find(self, name: str, credential: Credential | None) -> Record | None:
@@ -226,6 +231,7 @@ class World:
     order: Order = field(default_factory=lambda: Order(
         Enrolment(NAME, "1.0.0", ("logs",), {"os": "linux"}, hostname="edge"), {}, gathering=Gathering(system_info=False, capabilities=False)))
     with_vault: bool = False
+    with_forks: bool = False
 
     @property
     def env(self) -> Path:
@@ -258,7 +264,8 @@ class World:
 
         parts = Parts(
             self.plane, host or self.host(), Spool(str(self.folder / "spool"), URL, NAME), render, (str(self.env),),
-            t.cast(Vault, self.safe) if self.with_vault else None, "https://vault.test" if self.with_vault else "")
+            t.cast(Vault, self.safe) if self.with_vault else None, "https://vault.test" if self.with_vault else "",
+            SharedDocument(str(self.folder / "servers") if self.with_forks else "", "probe"))
         return Transaction(order, parts).run()
 
     def fails(self, kind: type[AgentsError], host: Host | None = None, **changes: t.Any) -> AgentsError:
@@ -672,16 +679,54 @@ def test_a_bad_name_stops_everything(world: World) -> None:
 
 @pytest.mark.parametrize("skew", [-301.0, 301.0, 86400.0])
 def test_a_server_whose_clock_is_off_stops_everything(skew: float, world: World) -> None:
-    world.plane.state = replace(world.plane.state, clock_skew=skew)
+    world.plane.state = ServerState(version="2.0.0", clock_skew=skew)
     assert world.fails(Mismatch).reason == "clock_skew"
     assert not (world.folder / "store").exists()
 
 
 @pytest.mark.parametrize("skew", [-299.0, 299.0, None])
 def test_a_clock_that_is_a_little_off_is_no_obstacle(skew: float | None, world: World) -> None:
-    world.plane.state = replace(world.plane.state, clock_skew=skew)
+    world.plane.state = ServerState(version="2.0.0", clock_skew=skew)
     world.plane.issue(_credential())
     assert world.run().action == "registered"
+
+
+def test_forks_take_each_others_word_for_the_server_for_a_moment(world: World) -> None:
+    world.with_forks = True
+    world.plane.state = ServerState("2.0.0", (), 7.0, enforced=True)
+    world.plane.issue(_credential())
+    world.run()
+    world.plane.http.clock_skew = None
+    again = world.run()
+    assert (world.plane.probes, again.server, world.plane.http.clock_skew) == (1, world.plane.state, 7.0)
+    world.clock.sleep(3.0)
+    world.run()
+    assert world.plane.probes == 2
+
+
+def test_a_run_asks_by_itself_whatever_another_one_was_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.with_forks = True
+    world.plane.issue(_credential())
+    world.run()
+    monkeypatch.setattr(_enrolment, "this_run", lambda: "another")
+    world.run()
+    assert world.plane.probes == 2
+
+
+def test_check_mode_asks_by_itself(world: World) -> None:
+    world.with_forks = True
+    world.plane.issue(_credential())
+    world.run()
+    world.plane.state = Unreachable("The control plane cannot be reached by anybody.")
+    world.fails(Unreachable, check_mode=True)
+
+
+def test_a_server_that_was_not_well_is_asked_again(world: World) -> None:
+    world.with_forks = True
+    world.plane.state = ServerFault("The control plane says that it is not healthy.")
+    for _fork in range(2):
+        world.fails(ServerFault)
+    assert world.plane.probes == 2
 
 
 def _hold(world: World, controller: str, seconds: int) -> None:

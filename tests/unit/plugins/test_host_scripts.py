@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible import constants
 from store_ways import NAME, SHELLS, URL, Action, Way, delivery_of, plant_key, receipt_of
 
 from ansible_collections.muster.agents.plugins.module_utils._credential_store import Delivery, LookRequest, StagedFile
@@ -356,7 +355,7 @@ def test_a_refused_become_is_told_as_such(tmp_path: Path) -> None:
 def test_a_script_has_a_shell_put_before_it_unless_the_connection_starts_the_same(
     transport: str, become: object, default: str, put_before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(constants, "DEFAULT_EXECUTABLE", default)
+    monkeypatch.setenv("ANSIBLE_EXECUTABLE", default)
     host, action = Way("fast").host(tmp_path), Action()
     action._connection.transport, action._connection.become = transport, become
     _through(host, action)
