@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 
-__all__ = ["replace_file", "sync_directory", "temporary_name", "write_private"]
+__all__ = ["replace_file", "sync", "sync_directory", "temporary_name", "write_private"]
 
 
 def temporary_name(path: str) -> str:
@@ -21,8 +22,8 @@ def temporary_name(path: str) -> str:
     return os.path.join(directory, f".{base}.muster")
 
 
-def write_private(path: str, content: bytes, *, mode: int = 0o600, uid: int = -1, gid: int = -1) -> None:
-    """Create *path* with *content*, owner and mode set before the first byte, and wait until it is on disk.
+def write_private(path: str, content: bytes, *, mode: int = 0o600, uid: int = -1, gid: int = -1, wait: bool = True) -> None:
+    """Create *path* with *content*, owner and mode set before the first byte, and *wait* until it is on disk.
 
     An existing file or link of that name is removed first and never followed. Raises OSError.
     """
@@ -34,7 +35,8 @@ def write_private(path: str, content: bytes, *, mode: int = 0o600, uid: int = -1
             os.fchown(descriptor, uid, gid)
         os.fchmod(descriptor, mode)
         _write_all(descriptor, content)
-        os.fsync(descriptor)
+        if wait:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -52,9 +54,19 @@ def replace_file(path: str, content: bytes, *, mode: int = 0o600) -> None:
     sync_directory(os.path.dirname(path))
 
 
+def sync(paths: Iterable[str]) -> None:
+    """Wait until the files and the entries of the directories *paths* are on disk; many together take little longer than one. Raises OSError."""
+    for path in paths:
+        _sync(path, 0)
+
+
 def sync_directory(path: str) -> None:
     """Wait until the entries of the directory *path* are on disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(path, os.O_DIRECTORY)
+
+
+def _sync(path: str, flags: int) -> None:
+    descriptor = os.open(path, os.O_RDONLY | flags)
     try:
         os.fsync(descriptor)
     finally:

@@ -28,11 +28,12 @@ import typing as t
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
-from ansible_collections.muster.agents.plugins.module_utils._atomic_file import replace_file, sync_directory, temporary_name, write_private
+from ansible_collections.muster.agents.plugins.module_utils._atomic_file import replace_file, sync, sync_directory, temporary_name, write_private
+from ansible_collections.muster.agents.plugins.module_utils._host_facts import Runner
 from ansible_collections.muster.agents.plugins.module_utils._receipt import Intent
 
 __all__ = [
-    "MAX_FILE", "MAX_SKEW", "MIN_FREE_KIB", "Delivery", "HostFile", "LookRequest", "StagedFile", "StoreFailure", "Validator", "deliver", "look", "pack_files",
+    "MAX_FILE", "MAX_SKEW", "MIN_FREE_KIB", "Delivery", "HostFile", "LookRequest", "StagedFile", "StoreFailure", "deliver", "look", "pack_files",
     "previous_name", "unpack_files",
 ]
 
@@ -40,7 +41,6 @@ MAX_FILE = 1024 * 1024
 MAX_SKEW = 300
 MIN_FREE_KIB = 1024
 _LOCK_WAIT = 10.0
-Validator = t.Callable[[t.Sequence[str]], tuple[int, str]]
 
 
 class StoreFailure(Exception):
@@ -190,7 +190,7 @@ def look(request: LookRequest) -> dict[str, t.Any]:
     return answer
 
 
-def deliver(delivery: Delivery, validate: Validator) -> None:
+def deliver(delivery: Delivery, validate: Runner) -> None:
     """Put *delivery* in place; *validate* runs a command and returns its code and output. Raises StoreFailure; nothing live is touched before all is staged."""
     root = delivery.root
     with _translated(root):
@@ -205,26 +205,13 @@ def deliver(delivery: Delivery, validate: Validator) -> None:
             shutil.rmtree(stage, ignore_errors=True)
             os.mkdir(stage, 0o700)
             try:
-                _stage_generation(stage, delivery)
-                staged = [_stage_file(item, validate) for item in delivery.files]
+                sync(_staged(stage, delivery, validate))
             except BaseException:
                 _discard(delivery, stage)
                 raise
             if delivery.save_previous:
                 _save_previous(root, delivery.files)
-            if delivery.generation:
-                os.makedirs(os.path.join(root, "generations"), mode=0o700, exist_ok=True)
-                os.rename(os.path.join(stage, "g"), os.path.join(root, "generations", str(delivery.generation)))
-                sync_directory(os.path.join(root, "generations"))
-            for item, temporary in zip(delivery.files, staged):
-                os.replace(temporary, item.path)
-            for directory in sorted({os.path.dirname(item.path) for item in delivery.files}):
-                sync_directory(directory)
-            _remove_paths(delivery.remove)
-            if delivery.key and not os.path.exists(os.path.join(root, "key")):
-                replace_file(os.path.join(root, "key"), delivery.key.encode())
-            if delivery.receipt:
-                replace_file(os.path.join(root, "receipt.json"), delivery.receipt)
+            _move(stage, delivery)
             _prune(root, delivery.keep)
             done = ("stage", "previous.new") if delivery.keep_intent else ("intent", "stage", "previous.new")
             _remove_paths([os.path.join(root, name) for name in os.listdir(root) if name in done or _is_temporary(name)])
@@ -293,17 +280,47 @@ def _check_expected(root: str, expect: str) -> None:
         raise StoreFailure("changed", root)
 
 
-def _stage_generation(stage: str, delivery: Delivery) -> None:
-    if not delivery.generation:
-        return
+def _staged(stage: str, delivery: Delivery, validate: Runner) -> list[str]:
+    """Write everything into *stage* or beside its place, and return what has to be on the disk before it is named."""
     folder = os.path.join(stage, "g")
-    os.mkdir(folder, 0o700)
-    for name, content in delivery.secrets:
-        write_private(os.path.join(folder, name), content)
-    sync_directory(folder)
+    contents = [(os.path.join(folder, name), content) for name, content in delivery.secrets] if delivery.generation else []
+    contents += [(os.path.join(stage, name), content) for name, content in (("receipt.json", delivery.receipt), ("key", delivery.key.encode())) if content]
+    if delivery.generation:
+        os.mkdir(folder, 0o700)
+    for path, content in contents:
+        write_private(path, content, wait=False)
+    files = [_stage_file(item, validate) for item in delivery.files]
+    return [*(path for path, _content in contents), *([folder] if delivery.generation else []), *files]
 
 
-def _stage_file(item: StagedFile, validate: Validator) -> str:
+def _move(stage: str, delivery: Delivery) -> None:
+    """Give everything its name, the receipt last, and then make the names last, in the same order.
+
+    What they name is on the disk by now. A host that loses power between them has the old receipt, or a new one whose files the next run finds amiss;
+    it was not told to be done.
+    """
+    root, places = delivery.root, []
+    if delivery.generation:
+        places.append(os.path.join(root, "generations"))
+        os.makedirs(places[0], mode=0o700, exist_ok=True)
+        os.rename(os.path.join(stage, "g"), os.path.join(places[0], str(delivery.generation)))
+    for item in delivery.files:
+        os.replace(temporary_name(item.path), item.path)
+    places += sorted({os.path.dirname(item.path) for item in delivery.files})
+    if delivery.remove:
+        if places:
+            sync([*places, root])
+            places = []
+        _remove_paths(delivery.remove)
+    for name, content in (("key", delivery.key), ("receipt.json", delivery.receipt)):
+        if content and not (name == "key" and os.path.exists(os.path.join(root, name))):
+            os.replace(os.path.join(stage, name), os.path.join(root, name))
+    if delivery.generation or delivery.key or delivery.receipt:
+        places.append(root)
+    sync(places)
+
+
+def _stage_file(item: StagedFile, validate: Runner) -> str:
     directory = os.path.dirname(item.path)
     _make_directories(directory, int(item.directory_mode, 8))
     if os.path.isdir(item.path):
@@ -311,7 +328,7 @@ def _stage_file(item: StagedFile, validate: Validator) -> str:
     uid, gid = _ids(item)
     temporary = temporary_name(item.path)
     with _translated(item.path, always=True):
-        write_private(temporary, item.content, mode=int(item.mode, 8), uid=uid, gid=gid)
+        write_private(temporary, item.content, mode=int(item.mode, 8), uid=uid, gid=gid, wait=False)
     if item.validate:
         code, _output = validate([word.replace("%s", temporary) for word in item.validate])
         if code != 0:

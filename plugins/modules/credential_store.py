@@ -132,8 +132,6 @@ place:
 import base64
 import json
 import os
-import platform
-import shutil
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -148,10 +146,9 @@ from ansible_collections.muster.agents.plugins.module_utils._credential_store im
     look,
     pack_files,
 )
+from ansible_collections.muster.agents.plugins.module_utils._host_facts import Runner, host_facts, host_tools
 from ansible_collections.muster.agents.plugins.module_utils._receipt import Intent, Receipt, ReceiptError
 from ansible_collections.muster.agents.plugins.module_utils._secrets import new_key, open_sealed, seal
-
-_TOOLS = ("docker", "rsync", "curl")
 
 
 def main() -> None:
@@ -203,8 +200,8 @@ def _look(module: AnsibleModule) -> dict[str, t.Any]:
     if options["make_key"] and not module.check_mode and answer["intent"] in ("", "recorded"):
         _ensure_key(options["root"], answer["files"])
     answer["files"] = base64.b64encode(pack_files(answer["files"])).decode()
-    answer["facts"] = _facts(module) if options["facts"] else {}
-    answer["tools"] = [name for name in _TOOLS if shutil.which(name)]
+    answer["facts"] = host_facts(_runner(module)) if options["facts"] else {}
+    answer["tools"] = host_tools()
     sealed = seal(options["seal_key"], json.dumps(answer).encode())
     return {"changed": answer["intent"] == "recorded", "reason": "ok", "sealed": base64.b64encode(sealed).decode()}
 
@@ -221,13 +218,16 @@ def _deliver(module: AnsibleModule) -> dict[str, t.Any]:
         raise StoreFailure("corrupt", "a delivery that holds secrets must be sealed")
     if module.check_mode:
         return {"changed": True, "reason": "ok", "delivered": False}
+    deliver(delivery, _runner(module))
+    return {"changed": True, "reason": "ok", "delivered": True}
 
-    def validate(command: t.Sequence[str]) -> tuple[int, str]:
+
+def _runner(module: AnsibleModule) -> Runner:
+    def run(command: t.Sequence[str]) -> tuple[int, str]:
         code, output, _errors = module.run_command(list(command))
         return int(code), str(output)
 
-    deliver(delivery, validate)
-    return {"changed": True, "reason": "ok", "delivered": True}
+    return run
 
 
 def _key(root: str) -> str:
@@ -247,24 +247,6 @@ def _ensure_key(root: str, found: dict[str, HostFile]) -> None:
     except OSError:
         return
     found[path] = HostFile(key, "0600", "root", "root")
-
-
-def _facts(module: AnsibleModule) -> dict[str, t.Any]:
-    space = shutil.disk_usage("/")
-    facts = {
-        "os": platform.system(), "arch": platform.machine(), "hostname": platform.node(), "kernel_version": platform.release(),
-        "cpu_cores": os.cpu_count() or 0, "disk_free_kib": space.free // 1024, "memory_kib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024,
-    }
-    try:
-        with open("/proc/uptime", encoding="ascii") as stream:
-            facts["uptime_seconds"] = int(float(stream.read().split()[0]))
-    except (OSError, ValueError):
-        facts["uptime_seconds"] = 0
-    if shutil.which("docker"):
-        facts["docker_version"] = module.run_command(["docker", "--version"])[1].strip()
-        code, output, _errors = module.run_command(["docker", "compose", "version", "--short"])
-        facts["docker_compose_version"] = output.strip() if code == 0 else ""
-    return facts
 
 
 _OPERATIONS = {"show": _show, "look": _look, "deliver": _deliver}

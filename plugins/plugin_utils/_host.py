@@ -2,7 +2,11 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The controller's handle on a host's store: looks and deliveries, by shell script or by a module's code in the host's Python (private to muster.agents)."""
+"""The controller's handle on a host's store: looks and deliveries (private to muster.agents).
+
+A visit is a shell script, or a module's code in the host's Python. Where the host is the machine that runs ansible-playbook, its files are at hand:
+the same code as the module's does it in the worker, and nothing is started.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import json
 import multiprocessing
 import os
 import socket
+import subprocess
 import tarfile
 import time
 import typing as t
@@ -20,7 +25,9 @@ from dataclasses import dataclass, field
 from ansible import constants as C
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.muster.agents.plugins.module_utils._credential_store import Delivery, HostFile, LookRequest, unpack_files
+from ansible_collections.muster.agents.plugins.module_utils import _credential_store as store_here
+from ansible_collections.muster.agents.plugins.module_utils._credential_store import Delivery, HostFile, LookRequest, StoreFailure, unpack_files
+from ansible_collections.muster.agents.plugins.module_utils._host_facts import host_facts, host_tools
 from ansible_collections.muster.agents.plugins.module_utils._receipt import Intent, Receipt, ReceiptError
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret, new_key, open_sealed, register_with_core, seal
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import Ambiguous, Busy, HostFailure
@@ -33,6 +40,8 @@ _MODULE = "muster.agents.credential_store"
 _SYSTEMD = "ansible.builtin.systemd_service"
 _AGENT_ID = "agent_id"
 _SHELL = "/bin/sh"
+_SELINUX = "/sys/fs/selinux/enforce"
+_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _REMEDIES = {
     "not_writable": "{place} cannot be written on the host: use become: true, or give a store directory that root can write.",
     "disk_full": "The disk that holds {place} is full on the host: make room, then run again.",
@@ -84,7 +93,7 @@ class Look:
 
 
 class Host:
-    """One identity's store on one host. A visit is one script, or one module execution where no script can do it."""
+    """One identity's store on one host. A visit is one script, or one module execution where no script can do it; on the controller itself it is neither."""
 
     def __init__(
         self, action: ActionBase, task_vars: t.Mapping[str, t.Any], *, store: str, control_plane: str, name: str, delivery: str = "auto",
@@ -109,6 +118,8 @@ class Host:
         require_controller()
         request = LookRequest(
             self.root, url=url, read=tuple(read), intent=intent, lease=lease, force=force, takeover=takeover, controller_time=int(time.time()))
+        if self._here():
+            return self._look_here(request, facts)
         if self._way != "module" and self._scriptable():
             found = self._look_by_script(request, facts)
             if found is not None:
@@ -118,7 +129,9 @@ class Host:
     def deliver(self, delivery: Delivery) -> None:
         """Put *delivery* in place. Raises HostFailure, or Ambiguous when the connection broke and it may have happened."""
         require_controller()
-        if self._way == "module":
+        if self._here():
+            self._deliver_here(delivery)
+        elif self._way == "module":
             self._deliver_by_module(delivery)
         else:
             self._deliver_by_script(delivery)
@@ -186,6 +199,25 @@ class Host:
         connection = self._action._connection
         starts_it = connection.transport == "local" and C.config.get_config_value("DEFAULT_EXECUTABLE") == _SHELL and not connection.become
         return "" if starts_it else _SHELL
+
+    def _here(self) -> bool:
+        """Say whether the host's files are at hand for this process, with the rights and the labels that the task gives them."""
+        connection = self._action._connection
+        return self._way == "auto" and connection.transport == "local" and not connection.become and not os.path.exists(_SELINUX)
+
+    @staticmethod
+    def _look_here(request: LookRequest, facts: bool) -> Look:
+        answer = store_here.look(request)
+        return _build_look(
+            answer["files"], request, facts=host_facts(_run_here) if facts else {}, tools=frozenset(host_tools()), time=answer["time"],
+            intent=answer["intent"], leftovers=tuple(answer["leftovers"]), writable=answer["writable"], free_kib=answer["free_kib"])
+
+    @staticmethod
+    def _deliver_here(delivery: Delivery) -> None:
+        try:
+            store_here.deliver(delivery, _run_here)
+        except StoreFailure as failure:
+            raise _host_failure(failure.reason, failure.detail) from None
 
     def _look_by_script(self, request: LookRequest, facts: bool) -> Look | None:
         code, output, errors = self._run(look_script(request, facts=facts), None)
@@ -268,6 +300,18 @@ class _Unshown:
     def __exit__(self, *_exception: object) -> None:
         for context, value in zip(self._contexts, self._before):
             context.no_log = value
+
+
+def _run_here(command: t.Sequence[str]) -> tuple[int, str]:
+    """Run *command* as a script on the host would, and return exit code and output; the shell's codes for one that cannot be run."""
+    environment = {**os.environ, "LC_ALL": "C", "PATH": f"{os.environ.get('PATH', '')}:{_SYSTEM_PATH}"}
+    try:
+        done = subprocess.run(
+            list(command), check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace",
+            env=environment)
+    except OSError as error:
+        return (127 if isinstance(error, FileNotFoundError) else 126), ""
+    return done.returncode, done.stdout
 
 
 def _not_nudged(verb: str, unit: str, said: str) -> HostFailure:

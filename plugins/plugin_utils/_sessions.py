@@ -11,6 +11,7 @@ host is not sent by the others.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import hmac
 import os
@@ -123,7 +124,11 @@ class Sessions:
 
 def this_run() -> str:
     """Return what tells this run of ansible-playbook from others: the process that all workers were forked from, and when it began."""
-    parent = os.getppid()
+    return _run_of(os.getppid())
+
+
+@functools.lru_cache(maxsize=1)
+def _run_of(parent: int) -> str:
     try:
         with open(f"/proc/{parent}/stat", encoding="ascii", errors="replace") as stream:
             began = stream.read().rpartition(")")[2].split()[19]

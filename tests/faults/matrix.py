@@ -80,6 +80,7 @@ ENDS = ("kill", "exception", *DISTURBANCES)
 # finds nothing of what was on the host. Where the credential lies in Vault, another node deploys in any case.
 NEXT = ("same-controller", "new-controller", "host-rebuilt", "deploy")
 _SIZE = "6m"
+_WAYS = ("fast", "auto", "module", "fast", "auto", "module", "auto")  # of a length that no other turn in the matrix has
 
 __all__ = ["CONNECTIONS", "ELSEWHERE", "ENDS", "HEALTH", "MODULES", "NEXT", "POINTS", "ROTATE", "Cell", "Played", "cells", "play", "sample"]
 
@@ -142,7 +143,7 @@ def cells(
         for point in names:
             for end in ends:
                 for after in _followers(transaction, following):
-                    way = "module" if number % 5 == 4 else "fast"
+                    way = _WAYS[number % len(_WAYS)]
                     for contract in CONTRACTS if both else (CONTRACTS[number % 2],):
                         chosen.append(Cell(transaction, point, end, after, contract, way, mistake=number % 4 > 1))
                     number += 1
@@ -159,7 +160,7 @@ def sample(*transactions: str) -> list[Cell]:
     chosen = []
     for transaction in transactions:
         for number, point in enumerate(POINTS[transaction]):
-            end, way = ENDS[number % 2], "module" if number % 5 == 4 else "fast"
+            end, way = ENDS[number % 2], _WAYS[number % len(_WAYS)]
             chosen.append(Cell(transaction, point, end, _followers(transaction)[number % 3], CONTRACTS[number // 2 % 2], way, mistake=number % 4 == 3))
     return chosen
 

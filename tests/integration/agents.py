@@ -23,7 +23,7 @@ from world import OpenBao
 
 TEMPLATES = Path(__file__).parent / "templates"
 CONTRACTS = ("documented", "shipped")
-WAYS = ("fast", "module")
+WAYS = ("fast", "module", "auto")
 REGISTER = "muster.agents.agent_register"
 CONFIG = "muster.agents.agent_config"
 

@@ -210,7 +210,7 @@ def test_running_again_after_a_refusal_takes_over_no_foreign_identity(world: Wor
         refused = controller.each(REGISTER, orders(here))
         for way in here:
             assert refused.result(way).get("reason") == "identity_conflict", refused.result(way)
-    assert [agent.everything() for agent in here.values()] == [{}, {}]
+    assert [agent.everything() for agent in here.values()] == [{}] * len(WAYS)
     assert world.bao.mutating_requests() == []
     assert there.stacker.accepts(there.name, there.secret())
 

@@ -238,7 +238,7 @@ def test_a_store_that_cannot_be_written_and_a_full_disk_stop_before_the_first_re
 
 
 def test_a_host_whose_clock_is_off_is_refused_before_the_first_request(world: World, controller: Controller, tmp_path: Path) -> None:
-    fast, module = (Agent(world, "documented", tmp_path / way, way) for way in WAYS)
+    fast, module = (Agent(world, "documented", tmp_path / way, way) for way in ("fast", "module"))
     late = tmp_path / "late"
     late.mkdir()
     date = late / "date"

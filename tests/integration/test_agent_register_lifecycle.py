@@ -1,7 +1,7 @@
 # Copyright (c) 2026, muster.agents contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""agent_register from a bare host to a withdrawn agent, over both contracts and both ways to the host."""
+"""agent_register from a bare host to a withdrawn agent, over both contracts and all ways to the host."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Action:
         self._task = SimpleNamespace(check_mode=False, delegate_to=None)
         self._templar = SimpleNamespace(template=lambda value: value)
         self._connection = SimpleNamespace(
-            has_pipelining=True, transport="local", become=None, _shell=SimpleNamespace(SHELL_FAMILY="sh"), _play_context=SimpleNamespace(no_log=False))
+            has_pipelining=True, transport="ssh", become=None, _shell=SimpleNamespace(SHELL_FAMILY="sh"), _play_context=SimpleNamespace(no_log=False))
         self._shell = [str(shutil.which(shell)), *(["sh"] if shell == "busybox" else [])]
         self._environment = dict(environment or {})
         self._rewrite = rewrite or (lambda script: script)
@@ -104,22 +104,28 @@ class Action:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to a store: *delivery* is the option's value, *shell* who runs the scripts; *light* makes the host's Python known, so that no module is run."""
+    """One way to a store: *delivery* is the option's value, *shell* who runs the scripts.
+
+    *light* makes the host's Python known, so that no module is run; *here* makes the host the machine that ansible-playbook runs on.
+    """
 
     delivery: str
     shell: str = "dash"
     light: bool = False
+    here: bool = False
 
     def host(self, store: Path, **action: t.Any) -> Host:
         """Return a handle on the identity's store below *store*."""
         known = {"ansible_python_interpreter": sys.executable} if self.light else {}
-        return Host(t.cast(t.Any, Action(self.shell, **action)), known, store=str(store), control_plane="stacker", name=NAME, delivery=self.delivery)
+        task = Action(self.shell, **action)
+        task._connection.transport = "local" if self.here else "ssh"
+        return Host(t.cast(t.Any, task), known, store=str(store), control_plane="stacker", name=NAME, delivery=self.delivery)
 
     def __str__(self) -> str:
-        return ("light" if self.light else self.delivery) if self.delivery == "module" else self.shell
+        return "here" if self.here else "light" if self.light else self.delivery if self.delivery == "module" else self.shell
 
 
-WAYS = (Way("fast", "dash"), Way("fast", "bash"), Way("module"), Way("module", light=True))
+WAYS = (Way("fast", "dash"), Way("fast", "bash"), Way("module"), Way("module", light=True), Way("auto", here=True))
 
 
 @dataclass(frozen=True)

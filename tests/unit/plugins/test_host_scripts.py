@@ -21,6 +21,7 @@ from store_ways import NAME, SHELLS, URL, Action, Way, delivery_of, plant_key, r
 from ansible_collections.muster.agents.plugins.module_utils._credential_store import Delivery, LookRequest, StagedFile
 from ansible_collections.muster.agents.plugins.module_utils._receipt import Intent
 from ansible_collections.muster.agents.plugins.module_utils._secrets import new_key
+from ansible_collections.muster.agents.plugins.plugin_utils import _host
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import Ambiguous, HostFailure
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Host
 from ansible_collections.muster.agents.plugins.plugin_utils._host_scripts import END, START, deliver_script, look_script, nudge_script
@@ -344,6 +345,37 @@ def test_a_refused_become_is_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(HostFailure, match="check become") as failure:
         host.look()
     assert failure.value.reason == "become_failed"
+
+
+@pytest.mark.parametrize(("delivery", "transport", "become", "selinux", "started"), [
+    ("auto", "local", None, False, 0),
+    ("auto", "local", object(), False, 2),
+    ("auto", "local", None, True, 2),
+    ("auto", "ssh", None, False, 2),
+    ("fast", "local", None, False, 2),
+], ids=["at hand", "become", "selinux", "elsewhere", "as asked"])
+def test_nothing_is_started_where_the_files_are_at_hand(
+    delivery: str, transport: str, become: object, selinux: bool, started: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "enforce").touch()
+    monkeypatch.setattr(_host, "_SELINUX", str(tmp_path / ("enforce" if selinux else "none")))
+    host, action = Way(delivery).host(tmp_path / "store"), Action()
+    action._connection.transport, action._connection.become = transport, become
+    _through(host, action)
+    host.deliver(delivery_of(Path(host.root), host.look(), token=b"one"))
+    assert (len(action.scripts), action.module_args) == (started, [])
+    assert (Path(host.root) / "generations" / "1" / "token").read_bytes() == b"one"
+
+
+def test_a_validation_that_cannot_be_run_refuses_as_in_a_shell(tmp_path: Path) -> None:
+    host = Way("auto", here=True).host(tmp_path / "store")
+    target, plain = str(tmp_path / "agent.env"), tmp_path / "plain"
+    plain.touch(mode=0o600)
+    for command, code in (("/nothing/here", 127), (str(plain), 126)):
+        with pytest.raises(HostFailure, match=rf"exit code {code}") as failure:
+            host.deliver(delivery_of(Path(host.root), host.look(), files=[StagedFile(target, b"x", validate=(command, "%s"))]))
+        assert failure.value.reason == "invalid"
+    assert not Path(target).exists()
 
 
 @pytest.mark.parametrize(("transport", "become", "default", "put_before"), [
