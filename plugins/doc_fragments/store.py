@@ -23,8 +23,8 @@ options:
       - How the store on the host is read and written. The outcome is the same.
       - V(fast) sends one POSIX shell script through the connection. V(module) does what M(muster.agents.credential_store) does in the host's Python;
         the sources go through the connection too where that works, otherwise Ansible runs the module.
-      - V(auto) takes the fast way wherever it works. Where the host is the machine that runs C(ansible-playbook) (C(connection: local) without
-        C(become), no SELinux), it needs neither and reads and writes the files by itself.
+      - V(auto) takes the fast way wherever it works. Where the host is the machine that runs C(ansible-playbook), by a local connection without
+        C(become) and without SELinux, it needs neither and reads and writes the files by itself.
     type: str
     choices: [auto, fast, module]
     default: auto

@@ -142,9 +142,11 @@ class Entry:
 def killing_programs(folder: Path, names: str) -> Path:
     """Make *folder* of the programs *names*, which count their calls in $COUNT and at call number $KILL_AT take their whole process group with them."""
     folder.mkdir()
+    flock = shutil.which("flock")
     for name in names.split():
         (folder / name).write_text(
-            "#!/bin/sh\nread -r n 2>/dev/null <\"$COUNT\" || n=0; n=$((n + 1)); echo \"$n\" >\"$COUNT\"\n"
+            f"#!/bin/sh\nexec 8>\"$COUNT.lock\"; {flock} 8\n"  # those of a pipe run at the same time
+            "read -r n 2>/dev/null <\"$COUNT\" || n=0; n=$((n + 1)); echo \"$n\" >\"$COUNT\"; exec 8>&-\n"
             f"[ \"$n\" != \"$KILL_AT\" ] || kill -9 0\nexec {shutil.which(name)} \"$@\"\n")
         (folder / name).chmod(0o755)
     return folder
