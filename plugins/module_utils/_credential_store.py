@@ -203,7 +203,6 @@ def deliver(delivery: Delivery, validate: Runner) -> None:
                 return
             stage = os.path.join(root, "stage")
             shutil.rmtree(stage, ignore_errors=True)
-            os.mkdir(stage, 0o700)
             try:
                 sync(_staged(stage, delivery, validate))
             except BaseException:
@@ -281,16 +280,22 @@ def _check_expected(root: str, expect: str) -> None:
 
 
 def _staged(stage: str, delivery: Delivery, validate: Runner) -> list[str]:
-    """Write everything into *stage* or beside its place, and return what has to be on the disk before it is named."""
-    folder = os.path.join(stage, "g")
-    contents = [(os.path.join(folder, name), content) for name, content in delivery.secrets] if delivery.generation else []
-    contents += [(os.path.join(stage, name), content) for name, content in (("receipt.json", delivery.receipt), ("key", delivery.key.encode())) if content]
+    """Write the generation into *stage* and all else beside its place; return what has to be on the disk before it is named."""
+    contents = [(os.path.join(stage, name), content) for name, content in delivery.secrets] if delivery.generation else []
+    contents += [(temporary_name(path), content) for path, content in _records(delivery)]
     if delivery.generation:
-        os.mkdir(folder, 0o700)
+        os.mkdir(stage, 0o700)
     for path, content in contents:
         write_private(path, content, wait=False)
     files = [_stage_file(item, validate) for item in delivery.files]
-    return [*(path for path, _content in contents), *([folder] if delivery.generation else []), *files]
+    return [*(path for path, _content in contents), *([stage] if delivery.generation else []), *files]
+
+
+def _records(delivery: Delivery) -> list[tuple[str, bytes]]:
+    """Return path and content of what the store keeps beside its generations, the receipt last. A store that has a key keeps it."""
+    key = os.path.join(delivery.root, "key")
+    records = [(key, delivery.key.encode())] if delivery.key and not os.path.exists(key) else []
+    return [*records, (os.path.join(delivery.root, "receipt.json"), delivery.receipt)] if delivery.receipt else records
 
 
 def _move(stage: str, delivery: Delivery) -> None:
@@ -303,21 +308,20 @@ def _move(stage: str, delivery: Delivery) -> None:
     if delivery.generation:
         places.append(os.path.join(root, "generations"))
         os.makedirs(places[0], mode=0o700, exist_ok=True)
-        os.rename(os.path.join(stage, "g"), os.path.join(places[0], str(delivery.generation)))
+        os.rename(stage, os.path.join(places[0], str(delivery.generation)))
     for item in delivery.files:
         os.replace(temporary_name(item.path), item.path)
     places += sorted({os.path.dirname(item.path) for item in delivery.files})
+    records = _records(delivery)
     if delivery.remove:
         if places:
             sync([*places, root])
             places = []
-        _remove_paths(delivery.remove)
-    for name, content in (("key", delivery.key), ("receipt.json", delivery.receipt)):
-        if content and not (name == "key" and os.path.exists(os.path.join(root, name))):
-            os.replace(os.path.join(stage, name), os.path.join(root, name))
-    if delivery.generation or delivery.key or delivery.receipt:
-        places.append(root)
-    sync(places)
+        staged = {temporary_name(path) for path, _content in records}  # which may bear the name of a leftover that is to go
+        _remove_paths([path for path in delivery.remove if path not in staged])
+    for path, _content in records:
+        os.replace(temporary_name(path), path)
+    sync([*places, *([root] if delivery.generation or records else [])])
 
 
 def _stage_file(item: StagedFile, validate: Runner) -> str:
@@ -389,8 +393,9 @@ def _prune(root: str, keep: t.Sequence[int]) -> None:
 
 def _discard(delivery: Delivery, stage: str) -> None:
     """Take away what was staged; what stands in the way of that does not hide the failure that led here."""
-    with suppress(OSError):
-        _remove_paths([temporary_name(item.path) for item in delivery.files])
+    for path in (*(item.path for item in delivery.files), *(path for path, _content in _records(delivery))):
+        with suppress(OSError):
+            _remove_paths([temporary_name(path)])
     shutil.rmtree(stage, ignore_errors=True)
 
 

@@ -29,6 +29,8 @@ FORMATS = ("text", "env", "toml", "json", "yaml")
 _ENV_BARE = re.compile(r"[A-Za-z0-9_@%+:,./=-]*\Z")
 _ENV_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_SPACE = re.compile(r"\s")
+_QUOTING = re.compile(r"['\"\\$`]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TOML_SHORT = {"\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
 _TOML_INT = range(-(2**63), 2**63)
@@ -177,9 +179,9 @@ def _env_value(raw: str, number: int) -> str:
         return _env_double_quoted(raw, number)
     if raw[:1] == "#":
         raise FormatError("a value starts with '#': quote it, for example with the filter env_quote", number)
-    if re.search(r"\s", raw):
+    if _SPACE.search(raw):
         raise FormatError("a value with blanks, or a comment after it, is not quoted: quote it, for example with the filter env_quote", number)
-    if re.search(r"['\"\\$`]", raw):
+    if _QUOTING.search(raw):
         raise FormatError("a value with a quote, backslash, dollar or backtick is not quoted: use the filter env_quote", number)
     return raw
 

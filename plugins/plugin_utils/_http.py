@@ -65,6 +65,18 @@ _TLS_FLOORS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 # Made where the plugin is loaded, which is before ansible-playbook forks: reading the system's CAs takes longer than a whole enrolment's requests.
 _SYSTEM_CAS = ssl.create_default_context()
 _SYSTEM_CAS.minimum_version = ssl.TLSVersion.TLSv1_2
+
+
+def _trusting_nobody() -> ssl.SSLContext:
+    """Return what create_default_context makes, before it has loaded any CA."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.options, context.verify_flags = _SYSTEM_CAS.options, _SYSTEM_CAS.verify_flags
+    if _SYSTEM_CAS.keylog_filename:
+        context.keylog_filename = _SYSTEM_CAS.keylog_filename
+    return context
+
+
+_SPARE = [_trusting_nobody()]  # likewise: each fork has one of its own to begin with
 _RETRIED_STATUS = frozenset({502, 503, 504})
 _TLS_OPTIONS = ("ca_cert", "client_cert", "client_key", "validate_certs", "tls_min_version", "ciphers")
 _FEW = 16
@@ -446,7 +458,11 @@ def _state_of(path: str) -> tuple[int, ...]:
 def _new_tls_context(transport: Transport, files: tuple[tuple[int, ...], ...]) -> ssl.SSLContext:
     """Return a context made for *transport*; *files* are the states of what it names, so that a file that changes is read again."""
     try:
-        context = ssl.create_default_context(cafile=transport.ca_cert or None)
+        if transport.ca_cert:
+            context = _SPARE.pop() if _SPARE else _trusting_nobody()
+            context.load_verify_locations(transport.ca_cert)
+        else:
+            context = ssl.create_default_context()
     except (OSError, ssl.SSLError) as error:
         raise InvalidInput(f"ca_cert {transport.ca_cert!r} cannot be read as PEM certificates on the controller ({type(error).__name__}).") from None
     if not transport.validate_certs:

@@ -232,12 +232,13 @@ def _untrusted(value: t.Any) -> t.Any:
 
 def _plain(value: t.Any) -> t.Any:
     """Return *value* rebuilt from plain types: no tags, no trust, nothing lazy. Types that JSON lacks become text."""
-    if isinstance(value, t.Mapping):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
+    if not isinstance(value, str):  # as most are; to be asked whether it is a Mapping costs a type that is new to a fork a good deal
+        if value is None or isinstance(value, (bool, int, float)):
+            return value
+        if isinstance(value, (list, tuple)):
+            return [_plain(item) for item in value]
+        if isinstance(value, (dict, t.Mapping)):
+            return {_plain(key): _plain(item) for key, item in value.items()}
     return str(value).encode("utf-8", "surrogatepass").decode("utf-8", "surrogatepass")
 
 

@@ -130,8 +130,8 @@ def this_run() -> str:
 @functools.lru_cache(maxsize=1)
 def _run_of(parent: int) -> str:
     try:
-        with open(f"/proc/{parent}/stat", encoding="ascii", errors="replace") as stream:
-            began = stream.read().rpartition(")")[2].split()[19]
+        with open(f"/proc/{parent}/stat", "rb") as stream:  # as bytes: the codec for plain ASCII would have to be loaded
+            began = stream.read().rpartition(b")")[2].split()[19].decode()
     except (OSError, IndexError):
         began = ""
     return f"{parent} {began}"

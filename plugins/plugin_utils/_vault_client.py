@@ -41,6 +41,7 @@ else:
 __all__ = ["AnswerLost", "Refusal", "VaultClient", "checked_path"]
 
 # POST requests that only look: safe to send again when the answer was lost.
+_API = re.compile(r"\A/*(?:v1/)?")
 _HARMLESS = re.compile(r"sys/(?:capabilities-self|wrapping/lookup)|auth/token/(?:lookup|renew-self)")
 # Requests whose 403 says something else than "this token may not do that".
 _NOT_ABOUT_OUR_TOKEN = re.compile(r"sys/wrapping/.*|auth/(?!token/).*/login(?:/.*)?|auth/token/lookup-self|sys/seal-status")
@@ -234,7 +235,7 @@ if IMPORT_ERROR is None:
                 sent["X-Vault-Token"] = self.token
             if self.namespace:
                 sent["X-Vault-Namespace"] = self.namespace
-            path = re.sub(r"\A/*(?:v1/)?", "", url)
+            path = _API.sub("", url)
             return self._owner.exchange(method.upper(), path, body=options.get("json"), headers=sent)
 
 

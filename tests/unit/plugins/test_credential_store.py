@@ -940,8 +940,8 @@ def test_everything_is_on_disk_before_it_is_named(tmp_path: Path, monkeypatch: p
     deliver(delivery_of(root, None, files=[StagedFile(target, b"x")]), _agree)
     base = f"/store/stacker/{NAME}"
     assert steps == [
-        f"sync {base}/stage/g/agent_id", f"sync {base}/stage/g/token", f"sync {base}/stage/receipt.json", f"sync {base}/stage/g", "sync /.agent.env.muster",
-        f"move {base}/stage/g {base}/generations/1", "move /.agent.env.muster /agent.env", f"move {base}/stage/receipt.json {base}/receipt.json",
+        f"sync {base}/stage/agent_id", f"sync {base}/stage/token", f"sync {base}/.receipt.json.muster", f"sync {base}/stage", "sync /.agent.env.muster",
+        f"move {base}/stage {base}/generations/1", "move /.agent.env.muster /agent.env", f"move {base}/.receipt.json.muster {base}/receipt.json",
         f"sync {base}/generations", "sync ", f"sync {base}",
     ]
 
