@@ -271,6 +271,18 @@ def test_a_port_without_tls_is_told_as_such(opened: Open) -> None:
         assert all(CANARY.encode() not in request for request in sayer.requests)
 
 
+@pytest.mark.parametrize("spare", [True, False])
+def test_a_context_for_a_ca_is_what_python_makes_for_it(spare: bool, ca: CertificateAuthority, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_http, "_SPARE", [_http._trusting_nobody()] if spare else [])
+    _http._new_tls_context.cache_clear()
+    made, usual = _http._tls_context(Transport(ca_cert=str(ca.ca_file))), ssl.create_default_context(cafile=str(ca.ca_file))
+    usual.minimum_version = ssl.TLSVersion.TLSv1_2
+    for name in ("verify_mode", "check_hostname", "verify_flags", "options", "minimum_version", "maximum_version", "post_handshake_auth", "keylog_filename"):
+        assert getattr(made, name) == getattr(usual, name), name
+    assert made.get_ca_certs() == usual.get_ca_certs()
+    assert [cipher["name"] for cipher in made.get_ciphers()] == [cipher["name"] for cipher in usual.get_ciphers()]
+
+
 def test_the_client_certificate_is_shown(ca: CertificateAuthority, pair: KeyPair, opened: Open) -> None:
     client = ca.client("operator")
     context = _server_context(pair)
