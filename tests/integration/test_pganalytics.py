@@ -237,7 +237,7 @@ def test_collectors_are_enrolled_once_and_a_second_run_sends_nothing_that_change
         record = host.records()[0]
         assert (record["hostname"], record["address"], record["version"]) == (f"{host.name}.example.com", "203.0.113.10", "3.2.0")
     assert analytics.counted("login") == [1, 1]
-    assert analytics.counted() == [2, 2]
+    assert analytics.counted() == [len(WAYS)] * 2
     secrets = [secret for host in fleet.values() for secret in host.secrets]
     sessions = [json.loads(path.read_text()).get("session") for path in (controller.home / "muster" / "sessions").glob("*.json")]
     tokens = [session["token"] for session in sessions if session]
@@ -249,7 +249,7 @@ def test_collectors_are_enrolled_once_and_a_second_run_sends_nothing_that_change
     before = {name: sorted((path, path.read_bytes()) for path in host.directory.rglob("*") if path.is_file()) for name, host in fleet.items()}
     for arguments in (["--check"], []):
         again = controller.each(REGISTER, orders(fleet), arguments=arguments).good()
-        assert [(again.result(name)["changed"], again.result(name)["action"]) for name in fleet] == [(False, "unchanged")] * 4
+        assert [(again.result(name)["changed"], again.result(name)["action"]) for name in fleet] == [(False, "unchanged")] * len(fleet)
     assert analytics.mutations() == []
     assert before == {name: sorted((path, path.read_bytes()) for path in host.directory.rglob("*") if path.is_file()) for name, host in fleet.items()}
 
