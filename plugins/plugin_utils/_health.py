@@ -421,7 +421,8 @@ class Gate:
             if record.reports == 0:
                 check = Check("seen", False, "The control plane has not got anything from it yet.", "no_reports")
                 continue
-            patience_over = self._remaining() <= 0 or self._clock.monotonic() - began >= _GRACE
+            # A process that was not restarted may have called just before, with its old credential: it calls again, and then it is sure.
+            patience_over = not self._options.since and (self._remaining() <= 0 or self._clock.monotonic() - began >= _GRACE)
             if sighting.sure or (sighting.possible and patience_over):
                 return Check("seen", True, f"The control plane saw it at {record.last_seen}, after its start.")
             check = _not_seen(record, seen, since)

@@ -472,6 +472,13 @@ class TestSeen:
         assert world.run()["action"] == "committed"
         assert 3.0 <= world.clock.passed < 5.0
 
+    def test_a_sign_too_close_to_a_switch_is_not_enough_where_nothing_was_restarted(self) -> None:
+        """It may be the last one with the old credential."""
+        assert World(plane={"seen": [iso(EPOCH + 0.2)]}, since=EPOCH, wait=8.0).red()["reason"] == "not_seen"
+        world = World(plane={"seen": [iso(EPOCH + 0.2), iso(EPOCH + 0.2), iso(EPOCH + 4.0)]}, since=EPOCH, wait=8.0)
+        assert world.run()["action"] == "committed"
+        assert world.plane.asked == 3
+
     def test_a_plane_that_does_not_tell_is_not_judged_and_says_so(self) -> None:
         result = World(plane={"seen": [None]}).run()
         assert check_of(result, "seen")["skipped"]
