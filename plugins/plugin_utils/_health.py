@@ -32,19 +32,14 @@ from ansible_collections.muster.agents.plugins.plugin_utils._errors import (
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Look
 from ansible_collections.muster.agents.plugins.plugin_utils._pair import PROBE, last_line, pair_checks
 from ansible_collections.muster.agents.plugins.plugin_utils._redaction import redacted_view
+from ansible_collections.muster.agents.plugins.plugin_utils._sightings import ServerClock, Span, judge_seen, moment
 from ansible_collections.muster.agents.plugins.plugin_utils._thresholds import Thresholds
-from ansible_collections.muster.agents.plugins.plugin_utils._times import iso, parse_time
+from ansible_collections.muster.agents.plugins.plugin_utils._times import iso
 from ansible_collections.muster.agents.plugins.plugin_utils.control_planes._base import ControlPlane, Credential, Enrolment, Lifetime, Record
 
-__all__ = [
-    "Clock", "Gate", "GateHost", "GateOptions", "ServerClock", "Sighting", "Span", "gate_options", "judge_seen", "life_result",
-    "moment", "redacted_lines", "redacted_value",
-]
+__all__ = ["Clock", "Gate", "GateHost", "GateOptions", "gate_options", "life_result", "redacted_lines", "redacted_value"]
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.2, 1.0  # seconds between two questions to the control plane
-# A Date header counts whole seconds (RFC 9110, 5.6.7), and servers may cache it for half a second.
-_DATE_RESOLUTION = 1.5
-_UNKNOWN_CLOCK = 2.0  # seconds either way where the server tells no time
 _GRACE = 3.0  # seconds after which a sign of life too close to the start to be told apart is accepted
 _RETURN = 0.5  # seconds that the probe's answer may need on its way back
 _LINE_LENGTH = 500
@@ -140,47 +135,6 @@ class Clock:
         time.sleep(seconds)
 
 
-@dataclass(frozen=True)
-class Span:
-    """A moment that is known to lie between two times (epoch seconds)."""
-
-    low: float
-    high: float
-
-    def plus(self, other: Span) -> Span:
-        """Return the span shifted by an uncertain amount."""
-        return Span(self.low + other.low, self.high + other.high)
-
-
-class ServerClock:
-    """How far the server's clock is ahead of the controller's, in ever narrower bounds: each answer's Date header adds one."""
-
-    def __init__(self) -> None:
-        self._low: float | None = None
-        self._high: float | None = None
-
-    def note(self, skew: float | None) -> None:
-        """Take one measurement, server minus controller in seconds; it is too small by up to the header's resolution."""
-        if skew is None:
-            return
-        self._low = skew if self._low is None else max(self._low, skew)
-        self._high = skew + _DATE_RESOLUTION if self._high is None else min(self._high, skew + _DATE_RESOLUTION)
-
-    def bounds(self) -> Span:
-        """Return what is known; two seconds around no difference where the server never told a time."""
-        if self._low is None or self._high is None:
-            return Span(-_UNKNOWN_CLOCK, _UNKNOWN_CLOCK)
-        return Span(min(self._low, self._high), max(self._low, self._high))
-
-
-@dataclass(frozen=True)
-class Sighting:
-    """Whether a sign of life came after a start: *sure* by any reading of the clocks, *possible* by one of them."""
-
-    sure: bool
-    possible: bool
-
-
 @dataclass
 class _Findings:
     """What one passage through the gate gathered. *journal* is None until it was asked for; it is not redacted yet."""
@@ -222,20 +176,6 @@ def life_result(life: Lifetime | None, limits: t.Mapping[str, float | None], now
         "issued_at": iso(life.issued_at) if whole > 0 else "", "expires_at": iso(life.expires_at), "days_left": round(left, 3),
         "percent_left": None if percent is None else round(percent, 1), "verdict": "expired" if left <= 0 else judged,
     }
-
-
-def moment(text: str) -> Span | None:
-    """Return the moment an ISO 8601 text names, as wide as its last digit; None when it names none."""
-    start = parse_time(text)
-    if start is None:
-        return None
-    fraction = re.search(r"\.(\d+)", text)
-    return Span(start, start + 10.0 ** -(len(fraction.group(1)) if fraction else 0))
-
-
-def judge_seen(last_seen: Span, started: Span) -> Sighting:
-    """Compare a sign of life with the start of the process, both on the server's clock."""
-    return Sighting(sure=last_seen.low >= started.high, possible=last_seen.high >= started.low)
 
 
 def redacted_lines(lines: t.Iterable[str], known: t.Iterable[Secret]) -> list[str]:
