@@ -137,14 +137,23 @@ class Clock:
 
 @dataclass
 class _Findings:
-    """What one passage through the gate gathered. *journal* is None until it was asked for; it is not redacted yet."""
+    """What one passage through the gate gathered. *local* is what the host's newest look found, *proved* what came after the first one.
 
-    checks: list[Check] = field(default_factory=list)
+    *journal* is None until it was asked for; it is not redacted yet.
+    """
+
+    local: list[Check] = field(default_factory=list)
+    proved: list[Check] = field(default_factory=list)
     units: list[dict[str, t.Any]] = field(default_factory=list)
     health: t.Any = None
     journal: list[str] | None = None
     last_seen: str = ""
     how: str = ""
+
+    @property
+    def checks(self) -> list[Check]:
+        """All verdicts, the host's first."""
+        return [*self.local, *self.proved]
 
 
 def gate_options(args: t.Mapping[str, t.Any], *, check_mode: bool) -> GateOptions:
@@ -226,17 +235,17 @@ class Gate:
         findings = _Findings()
         credential = _credential(look)
         if credential is None:
-            findings.checks.append(_not_enrolled(look.receipt))
+            findings.proved.append(_not_enrolled(look.receipt))
             return findings
         started = self._local(findings)
         well = worst(findings.checks) is None
         accepted = self._credential_check(findings, credential, patient=well)
-        findings.checks.append(accepted)
+        findings.proved.append(accepted)
         if accepted.ok:
-            findings.checks.extend(self._pair())
+            findings.proved.extend(self._pair())
         if well and worst(findings.checks) is None:
             before = self._clock.monotonic()
-            findings.checks.append(self._seen_check(findings, credential, started))
+            findings.proved.append(self._seen_check(findings, credential, started))
             if self._clock.monotonic() - before > _LAST_PAUSE:
                 self._still_up(findings)
         if worst(findings.checks) is not None and findings.journal is None:
@@ -276,7 +285,7 @@ class Gate:
         before = self._clock.now()
         answer = self._probe(self._remaining(), "failure")
         after = self._clock.now()
-        findings.checks = [Check(**item) for item in answer["checks"]]
+        findings.local = [Check(**item) for item in answer["checks"]]
         findings.units, findings.health, findings.journal = answer["units"], answer["health"], answer.get("journal")
         uptime = answer["units"][0]["uptime"] if answer["units"] else None
         if uptime is None:  # nothing to count from: only a sign of life from now on tells anything
@@ -289,13 +298,11 @@ class Gate:
     def _still_up(self, findings: _Findings) -> None:
         """Look again after a wait: an agent that ended meanwhile is not well, whatever it proved before."""
         earlier = {unit["name"]: (unit["main_pid"], unit["restarts"]) for unit in findings.units}
-        proved = [check for check in findings.checks if check.name in ("credential", "seen")]
         self._local(findings)
         for unit in findings.units:
             if earlier.get(unit["name"]) != (unit["main_pid"], unit["restarts"]):
                 again = Check(f"unit {unit['name']}", False, "It ended and was started again while we waited.", "unit_flapping")
-                findings.checks.append(again)
-        findings.checks.extend(proved)
+                findings.local.append(again)
 
     def _tries(self, *, patient: bool) -> t.Iterator[t.Callable[[float], None]]:
         """Yield once, then with growing pauses until the gate's time is over; what is yielded lengthens the next pause (in seconds)."""

@@ -424,6 +424,13 @@ class TestPair:
         assert world.host.pairs == [{
             "certificate": "/etc/agent/agent.crt", "key": "/etc/agent/agent.key", "url": "https://plane.example.com/health", "ca": "the CA's text"}]
 
+    def test_what_it_found_stays_when_the_host_is_looked_at_again_after_a_wait(self) -> None:
+        pair = [Check("pair", True, "Key and certificate belong together."), Check("mtls", True, "Accepted.")]
+        world = World({"pair": pair}, {"wanted": self.WANTED, "seen": [""] * 6 + [iso(EPOCH + 3)]})
+        result = world.run()
+        assert len(world.host.asked) == 2
+        assert [check["name"] for check in result["checks"]] == ["unit status-panel.service", "credential", "pair", "mtls", "seen"]
+
     def test_a_pair_that_is_none_keeps_the_gate_red(self) -> None:
         world = World({"pair": [Check("pair", False, "The key belongs to another certificate.", "key_mismatch", final=True)]}, {"wanted": self.WANTED})
         result = world.red()
