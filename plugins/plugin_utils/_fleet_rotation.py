@@ -23,6 +23,7 @@ from ansible_collections.muster.agents.plugins.plugin_utils._errors import Agent
 from ansible_collections.muster.agents.plugins.plugin_utils._host import controller_identity
 from ansible_collections.muster.agents.plugins.plugin_utils._options import control_plane
 from ansible_collections.muster.agents.plugins.plugin_utils._rotation_plan import Due, RotationPlan, State, due_options, judge
+from ansible_collections.muster.agents.plugins.plugin_utils._sightings import ServerClock, Span, judge_seen, moment
 from ansible_collections.muster.agents.plugins.plugin_utils._times import parse_time
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault, VaultEntry, VaultPath, check_secret_names, vault_paths
 from ansible_collections.muster.agents.plugins.plugin_utils._vault_lease import lease_path, leased
@@ -33,7 +34,6 @@ __all__ = ["rotate_fleet"]
 _MOST_CONNECTIONS = 64
 _PROGRESS = 2.0  # seconds between two lines of progress
 _POLL = 1.0  # seconds between two questions whether an agent was seen
-_DATE_RESOLUTION = 1.5  # a Date header counts whole seconds, and servers may cache it
 _FAILED = ("failed", "rolled_back")
 _TRIES = 3  # of a write that others who write beside the token come before
 
@@ -98,10 +98,11 @@ class _Switched:
 
 @dataclass(frozen=True)
 class _Session:
-    """What a thread works with: connections of its own, which are kept alive from agent to agent."""
+    """What a thread works with: connections of its own, which are kept alive from agent to agent, and what their answers told of the server's clock."""
 
     plane: ControlPlane
     vault: Vault
+    clock: ServerClock = field(default_factory=ServerClock)
 
 
 class _Pool:
@@ -443,8 +444,10 @@ class _Fleet:
             record = session.plane.last_seen(item.agent.name, item.new)
             if record is None:
                 return ""
-            seen = parse_time(record.last_seen)
-            if seen is not None and seen + _DATE_RESOLUTION >= item.switched_at + (session.plane.http.clock_skew or 0.0):
+            session.clock.note(session.plane.http.clock_skew)
+            seen, since = moment(record.last_seen), Span(item.switched_at, item.switched_at).plus(session.clock.bounds())
+            # What may have come just before may have come with the old token: the agent calls again, and then it is sure.
+            if seen is not None and judge_seen(seen, since).sure:
                 return record.last_seen
         except AgentsError as failure:
             reason, said = failure.reason, failure.msg

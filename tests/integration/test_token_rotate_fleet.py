@@ -354,6 +354,15 @@ def test_agents_that_do_not_follow_get_their_tokens_back(
         assert agents[host].stacker.accepts(agents[host].name, old[host])
 
 
+def test_a_call_with_the_old_token_right_before_the_switch_is_no_proof_of_the_new_one(world: World, agents: dict[str, Agent]) -> None:
+    """Within the uncertainty of the server's clock it could be taken for one that came after."""
+    agent = next(iter(agents.values()))
+    agent.heartbeat()
+    entry = _in_process(world, fleet({"agent": agent}, fleet_wait=4))["results"][agent.name]
+    assert (entry["action"], entry["reason"]) == ("rolled_back", "not_seen")
+    assert agent.in_vault() == [agent.secret()] * 2
+
+
 def test_what_somebody_else_holds_or_has_spoilt_is_left_alone_and_the_budget_ends_it(
     world: World, agents: dict[str, Agent], controller: Controller,
 ) -> None:
