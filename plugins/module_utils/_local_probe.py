@@ -44,8 +44,7 @@ _CALM_AFTER_RESTART = 5.0  # seconds that a unit must stay up once systemd had t
 _AGE_TOLERANCE = 5.0  # seconds between a process's age and the token age it reports, when both count from the same moment
 _MAX_DOCUMENT = 64 * 1024
 _MAX_REQUEST_SECONDS = 3.0
-_FIRST_PAUSE = 0.1
-_LAST_PAUSE = 0.25
+_FIRST_PAUSE, _LAST_PAUSE, _GROWTH = 0.1, 0.2, 1.25  # seconds, seconds, and from one pause to the next
 _LISTEN = "0A"
 # What explains the rest comes first: an agent whose port is taken exits, and one that exits does not answer.
 _RANKS = {"unit_not_found": 0, "unit_masked": 0, "port_taken": 1, "unit_starting": 3}
@@ -208,7 +207,7 @@ def wait_until_good(
 ) -> list[Check]:
     """Call *look* until all verdicts are good, until one is final in two looks running, or until *timeout* seconds are over.
 
-    Returns the last verdicts. Looks at least once; pauses grow from 0.1 to 0.25 s. A final verdict is looked at twice because asking for
+    Returns the last verdicts. Looks at least once; pauses grow from 0.1 to 0.2 s. A final verdict is looked at twice because asking for
     the health document may itself start a unit (socket activation).
     """
     deadline = clock() + timeout
@@ -221,7 +220,7 @@ def wait_until_good(
         if all(check.ok for check in checks) or finals == 2 or remaining <= 0:
             return checks
         sleep(min(pause, remaining))
-        pause = min(pause * 1.5, _LAST_PAUSE)
+        pause = min(pause * _GROWTH, _LAST_PAUSE)
 
 
 class Probe:

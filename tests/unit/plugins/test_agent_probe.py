@@ -266,12 +266,12 @@ class TestWaiting:
         bad, good = [Check("unit", False, "")], [Check("unit", True, "")]
         checks, time = self.wait([bad, bad, good], 20)
         assert checks == good
-        assert time.naps == pytest.approx([0.1, 0.15])
+        assert time.naps == pytest.approx([0.1, 0.125])
 
-    def test_pauses_grow_to_a_quarter_of_a_second_and_end_with_the_time(self) -> None:
+    def test_pauses_grow_to_a_fifth_of_a_second_and_end_with_the_time(self) -> None:
         checks, time = self.wait(([Check("unit", False, "")] for _ in range(100)), 3)
         assert not checks[0].ok
-        assert max(time.naps) == 0.25
+        assert max(time.naps) == 0.2
         assert sum(time.naps) == pytest.approx(3)
 
     def test_without_time_it_looks_once(self) -> None:
