@@ -194,6 +194,8 @@ class _Probe:
         except _Trouble as trouble:
             return [Sight(target.address, trouble.reason, trouble.msg)]
         chosen = addresses if target.all_addresses else addresses[:1]
+        if len(chosen) == 1:
+            return [await self._address(target, chosen[0], context)]
         return list(await asyncio.gather(*(self._address(target, address, context) for address in chosen)))
 
     async def _address(self, target: Target, address: str, context: ssl.SSLContext) -> Sight:
@@ -287,28 +289,36 @@ class _Wire(asyncio.Protocol):
         self.ended = False
         self.failure: Exception | None = None
         self.total = 0
-        self._news = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._awaited: asyncio.Future[None] | None = None
 
     def data_received(self, data: bytes) -> None:
         """Keep *data*."""
         self.data += data
         self.total += len(data)
-        self._news.set()
+        self._tell()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Remember the end and why."""
         self.ended = True
         self.failure = exc
-        self._news.set()
+        self._tell()
 
     async def news(self, seconds: float) -> bool:
         """Wait until there is more data or the end. Returns False when neither came in *seconds*."""
         if not self.data and not self.ended:
-            self._news.clear()
-            waiting = asyncio.ensure_future(self._news.wait())
-            await asyncio.wait({waiting}, timeout=seconds)
-            waiting.cancel()
+            self._awaited = self._loop.create_future()
+            alarm = self._loop.call_later(seconds, self._tell)
+            try:
+                await self._awaited
+            finally:
+                alarm.cancel()
         return bool(self.data) or self.ended
+
+    def _tell(self) -> None:
+        """Wake whoever waits."""
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_result(None)
 
 
 class _Conversation:
@@ -615,8 +625,11 @@ def _client_context(certificate: str, key: str, passphrase: str, passphrase_file
     context.verify_mode = ssl.CERT_NONE
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-    if hasattr(context, "_msg_callback"):
-        t.cast(t.Any, context)._msg_callback = _noted
+    # SSLContext's own attribute makes enumerations of each message's numbers first, which costs more than all that is done with them here. It passes the
+    # callback on to this attribute of its base class.
+    plain = getattr(super(ssl.SSLContext, ssl.SSLContext), "_msg_callback", None)
+    if plain is not None:
+        plain.__set__(context, _noted)
     if certificate:
         try:
             if passphrase_file:

@@ -34,4 +34,5 @@ def age_seconds(text: str, now: float) -> float | None:
 
 def iso(moment: float) -> str:
     """Return a time in seconds since the epoch in ISO 8601, UTC, as near as a date of the years 1 to 9999 can be."""
-    return datetime.datetime.fromtimestamp(min(max(moment, _LONG_AGO), _FAR), datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    found = datetime.datetime.fromtimestamp(min(max(moment, _LONG_AGO), _FAR), datetime.timezone.utc)
+    return f"{found.replace(microsecond=0, tzinfo=None).isoformat()}Z"

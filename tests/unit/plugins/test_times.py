@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.muster.agents.plugins.plugin_utils._times import age_seconds, parse_time
+from ansible_collections.muster.agents.plugins.plugin_utils._times import age_seconds, iso, parse_time
 
 _MOMENT = 1767323045.0
 
@@ -46,3 +46,11 @@ def test_no_text_breaks_it(text: str) -> None:
 def test_an_age_counts_back_from_now() -> None:
     assert age_seconds("2026-01-02T03:04:05Z", _MOMENT + 90) == pytest.approx(90)
     assert age_seconds("2026-01-02T03:04:05Z", _MOMENT - 10) == pytest.approx(-10)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [
+    (_MOMENT, "2026-01-02T03:04:05Z"), (_MOMENT + 0.999, "2026-01-02T03:04:05Z"), (-1.5, "1969-12-31T23:59:58Z"),
+    (-1e18, "0001-01-01T00:00:00Z"), (1e18, "9999-12-31T23:59:59Z"),
+])
+def test_a_time_is_written_in_whole_seconds_of_the_years_that_a_date_can_name(seconds: float, text: str) -> None:
+    assert iso(seconds) == text
