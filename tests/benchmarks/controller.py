@@ -18,7 +18,7 @@ from world.machine import TOP
 
 from .measure import Sample, run
 
-__all__ = ["BenchError", "Controller", "Play"]
+__all__ = ["BenchError", "Controller", "Play", "neutral"]
 
 _HERE = Path(__file__).resolve().parent
 _TAIL = 40
@@ -26,8 +26,9 @@ _SSH = "-o ControlMaster=auto -o ControlPersist=120s -o StrictHostKeyChecking=no
 _SSH_ALONE = "-o ControlMaster=no -o ControlPersist=no -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
 
 
-# Whose values would make one machine's figures differ from another's: a bundle of authorities, for one, is read anew by every process.
-_UNWANTED = frozenset({"PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"})
+# Whose values would make one machine's figures differ from another's: a bundle of authorities is read anew by every process, and PYTHONUNBUFFERED, which
+# many containers set, has Python read a module that comes by standard input byte by byte.
+_UNWANTED = frozenset({"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"})
 
 
 class BenchError(Exception):
@@ -99,8 +100,12 @@ class Controller:
             ours["ANSIBLE_REMOTE_TEMP"] = "/tmp/.ansible"
         else:
             ours["ANSIBLE_PYTHON_INTERPRETER"] = sys.executable
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_") and name not in _UNWANTED}
-        return {**kept, **ours}
+        return {**neutral(os.environ), **ours}
+
+
+def neutral(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return *environment* without the settings of Ansible and Python, and others that would tell in the figures."""
+    return {name: value for name, value in environment.items() if not name.startswith(("ANSIBLE_", "PYTHON")) and name not in _UNWANTED}
 
 
 def _tasks(file: Path) -> dict[str, float]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .controller import BenchError
+from .controller import BenchError, neutral
 from .ground import Ground
 from .measure import Sample, run
 
@@ -26,7 +26,7 @@ def bare(ground: Ground, kind: str, given: Mapping[str, Any], items: int) -> Sam
         order, output = Path(folder, "order.json"), Path(folder, "output.txt")
         order.write_text(json.dumps(dict(given)))
         order.chmod(0o600)
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+        environment = {**neutral(os.environ), "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
         with output.open("wb") as sink:
             cost = run([sys.executable, "-m", "benchmarks.bare", kind, str(order)], sink, environment=environment, folder=Path(folder))
         text = output.read_text(errors="replace").strip()

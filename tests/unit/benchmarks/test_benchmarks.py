@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from benchmarks import endpoints, limits
 from benchmarks.__main__ import _options, _parser
-from benchmarks.controller import BenchError, Play
+from benchmarks.controller import BenchError, Play, neutral
 from benchmarks.experiment import Experiment, Line, Options, Report, Side, conduct, cpu, per_item, ratio, task, wall
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.experiments.enrol import enrol_local
@@ -41,6 +41,10 @@ def fixed(name: str, *samples: Sample) -> Side:
     """A side that has been run already."""
     given = iter(samples)
     return Side(name, f"side {name}", lambda: next(given))
+
+
+def test_settings_that_would_tell_in_the_figures_are_left_out() -> None:
+    assert neutral({"PATH": "/bin", "PYTHONUNBUFFERED": "1", "PYTHONPATH": "/x", "ANSIBLE_FORKS": "1", "SSL_CERT_FILE": "/ca"}) == {"PATH": "/bin"}
 
 
 def test_cpu_seconds_of_grandchildren_are_counted(tmp_path: Path) -> None:
