@@ -98,11 +98,10 @@ class _Switched:
 
 @dataclass(frozen=True)
 class _Session:
-    """What a thread works with: connections of its own, which are kept alive from agent to agent, and what their answers told of the server's clock."""
+    """What a thread works with: connections of its own, which are kept alive from agent to agent."""
 
     plane: ControlPlane
     vault: Vault
-    clock: ServerClock = field(default_factory=ServerClock)
 
 
 class _Pool:
@@ -444,8 +443,10 @@ class _Fleet:
             record = session.plane.last_seen(item.agent.name, item.new)
             if record is None:
                 return ""
-            session.clock.note(session.plane.http.clock_skew)
-            seen, since = moment(record.last_seen), Span(item.switched_at, item.switched_at).plus(session.clock.bounds())
+            # By this answer's clock alone: a task over a fleet lasts for minutes, in which a clock may be set.
+            clock = ServerClock()
+            clock.note(session.plane.http.clock_skew)
+            seen, since = moment(record.last_seen), Span(item.switched_at, item.switched_at).plus(clock.bounds())
             # What may have come just before may have come with the old token: the agent calls again, and then it is sure.
             if seen is not None and judge_seen(seen, since).sure:
                 return record.last_seen

@@ -354,6 +354,32 @@ def test_agents_that_do_not_follow_get_their_tokens_back(
         assert agents[host].stacker.accepts(agents[host].name, old[host])
 
 
+def test_a_clock_that_jumps_meanwhile_does_not_keep_an_agent_from_being_seen(
+    world: World, versioned: ReferenceServer, agents: dict[str, Agent],
+) -> None:
+    """The server is asked by its old clock first; the agent comes by the new one."""
+    agent, old = next(iter(agents.values())), next(iter(agents.values())).secret()
+    stop = threading.Event()
+
+    def follow() -> None:
+        while not stop.wait(0.1) and agent.in_vault()[0] in (None, old):
+            pass
+        stop.wait(2.5)
+        versioned.clock(-240)
+        while not stop.wait(0.5):
+            (agent.root / "generations" / "1" / "token").write_text(str(agent.in_vault()[0]))
+            agent.heartbeat()
+
+    watcher = threading.Thread(target=follow)
+    watcher.start()
+    try:
+        entry = _in_process(world, fleet({"agent": agent}, fleet_wait=12, connections=1))["results"][agent.name]
+    finally:
+        stop.set()
+        watcher.join()
+    assert (entry["action"], bool(entry["last_seen"])) == ("rotated", True), entry
+
+
 def test_a_call_with_the_old_token_right_before_the_switch_is_no_proof_of_the_new_one(world: World, agents: dict[str, Agent]) -> None:
     """Within the uncertainty of the server's clock it could be taken for one that came after."""
     agent = next(iter(agents.values()))

@@ -47,6 +47,12 @@ def test_settings_that_would_tell_in_the_figures_are_left_out() -> None:
     assert neutral({"PATH": "/bin", "PYTHONUNBUFFERED": "1", "PYTHONPATH": "/x", "ANSIBLE_FORKS": "1", "SSL_CERT_FILE": "/ca"}) == {"PATH": "/bin"}
 
 
+def test_a_play_does_not_see_the_settings_of_python(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    look = {"name": "Look", "ansible.builtin.assert": {"that": "lookup('ansible.builtin.env', 'PYTHONUNBUFFERED') == ''"}}
+    assert ground.controller.run(Play([look], {"localhost": {}}, {})).items == 1
+
+
 def test_cpu_seconds_of_grandchildren_are_counted(tmp_path: Path) -> None:
     with (tmp_path / "output").open("wb") as output:
         cost = run(["sh", "-c", '"$0" -c "$1"; exit 3', sys.executable, SPIN], output, environment=os.environ, folder=tmp_path)
