@@ -43,7 +43,8 @@ options:
   proxy:
     description:
       - Proxy between the controller and the control plane, such as V(http://proxy.example.com:3128).
-      - By default the controller's environment (E(HTTPS_PROXY), E(HTTP_PROXY), E(NO_PROXY)) decides.
+      - A SOCKS proxy, such as V(socks5h://proxy.example.com:1080), needs the Python library C(PySocks) on the controller.
+      - By default the controller's environment (E(HTTPS_PROXY), E(HTTP_PROXY), E(ALL_PROXY), E(NO_PROXY)) decides.
     type: str
   timeout:
     description: Seconds to wait for a connection, and for each answer.

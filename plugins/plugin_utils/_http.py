@@ -48,11 +48,10 @@ try:
     import requests.utils
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-    from urllib3.connection import HTTPSConnection
-    from urllib3.connectionpool import HTTPSConnectionPool
+    from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
     from urllib3.exceptions import ConnectTimeoutError, InsecureRequestWarning, NewConnectionError, ProxyError
     from urllib3.exceptions import HTTPError as Urllib3Error
-    from urllib3.util import Retry, Timeout
+    from urllib3.util import Retry, Timeout, parse_url
 except ImportError:
     IMPORT_ERROR: str | None = traceback.format_exc()
 else:
@@ -199,15 +198,18 @@ class Http:
         self._timeout = Timeout(connect=transport.timeout, read=transport.timeout)
         self._headers = {"User-Agent": "muster.agents", "Accept": "application/json", **(headers or {})}
         secure = self.url.startswith("https:")
-        adapter = _TlsAdapter(_tls_context(transport), _Pin.parse(transport.pin_sha256)) if secure else requests.adapters.HTTPAdapter()
+        context = _tls_context(transport) if secure else None
+        pin = _Pin.parse(transport.pin_sha256) if secure else None
         proxy = transport.proxy or _proxy_of_the_environment(self.url)
-        if proxy and not secure and not proxy.startswith("socks"):
-            self._base = self.url  # such a proxy is told the whole address, and who asks
-            self._headers.update(adapter.proxy_headers(proxy))
+        self._base = ""
+        if proxy:
+            proxy = proxy if "://" in proxy else f"http://{proxy}"
+            if not secure and not proxy.startswith("socks"):
+                self._base = self.url  # such a proxy is told the whole address, and who asks
+                self._headers.update(requests.adapters.HTTPAdapter().proxy_headers(proxy))
+            self._pool = _pool_behind(proxy, self.url, context, pin)
         else:
-            self._base = ""
-        self._pools = adapter.proxy_manager_for(proxy if "://" in proxy else f"http://{proxy}") if proxy else adapter.poolmanager
-        self._pool = self._pools.connection_from_url(self.url)
+            self._pool = _direct_pool(self.url, context, pin)
 
     def get(
         self, path: str, *, params: t.Mapping[str, t.Any] | None = None, headers: t.Mapping[str, str] | None = None, bucket: str = "",
@@ -230,7 +232,7 @@ class Http:
 
     def close(self) -> None:
         """Close the connections."""
-        self._pools.clear()
+        self._pool.close()
 
     def _tried(self, method: str, path: str, *, read: bool, bucket: str, **request: t.Any) -> Answer:
         pauses = iter((_PAUSES * 4)[: max(0, self.transport.retries)])
@@ -380,53 +382,61 @@ class _Pin:
         return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest() == self.public_key
 
 
+class _Guard:
+    """What a TLS connection of ours does beside urllib3's: it compares the peer with the pin, where there is one, before any byte of a request leaves."""
+
+    pin: t.ClassVar[_Pin | None] = None
+
+    def connect(self) -> None:
+        """Connect, then check the pin. Raises ssl.SSLError when it differs, or when the peer hangs up on the handshake."""
+        connection: t.Any = super()
+        try:
+            connection.connect()
+        except ssl.SSLEOFError:
+            # Told apart from an answer that is cut off: nothing was sent yet.
+            raise ssl.SSLError("MUSTER_HANDSHAKE_CUT") from None
+        if self.pin is None:
+            return
+        connected: t.Any = self
+        der = connected.sock.getpeercert(True) if isinstance(connected.sock, ssl.SSLSocket) else None
+        if not der or not self.pin.matches(der):
+            connected.close()
+            raise ssl.SSLError("MUSTER_PIN_MISMATCH")
+
+
+def _guarding(pool: t.Any, pin: _Pin | None) -> t.Any:
+    """Return a class like urllib3's *pool* whose connections guard as _Guard does. It makes them itself, and would hand them nothing of ours."""
+    return type("_Pool", (pool,), {"ConnectionCls": type("_Connection", (_Guard, pool.ConnectionCls), {"pin": pin})})
+
+
 if IMPORT_ERROR is None:
+    _POOL = _guarding(HTTPSConnectionPool, None)
 
-    class _Connection(HTTPSConnection):
-        """A TLS connection that compares the peer with the pin, where there is one, before any byte of the request leaves."""
 
-        pin: t.ClassVar[_Pin | None] = None
+def _direct_pool(url: str, context: ssl.SSLContext | None, pin: _Pin | None) -> t.Any:
+    """Return the connections to *url*, with TLS by *context* unless that is None. To ask urllib3's own manager for them costs more than they do."""
+    server = parse_url(url)
+    host = server.host or ""
+    if context is None:
+        return HTTPConnectionPool(host, server.port)
+    pool = _POOL if pin is None else _guarding(HTTPSConnectionPool, pin)
+    return pool(host, server.port, ssl_context=context)
 
-        def connect(self) -> None:
-            """Connect, then check the pin. Raises ssl.SSLError when it differs, or when the peer hangs up on the handshake."""
-            try:
-                super().connect()
-            except ssl.SSLEOFError:
-                # Told apart from an answer that is cut off: nothing was sent yet.
-                raise ssl.SSLError("MUSTER_HANDSHAKE_CUT") from None
-            if self.pin is None:
-                return
-            der = self.sock.getpeercert(True) if isinstance(self.sock, ssl.SSLSocket) else None
-            if not der or not self.pin.matches(der):
-                self.close()
-                raise ssl.SSLError("MUSTER_PIN_MISMATCH")
 
-    class _TlsAdapter(requests.adapters.HTTPAdapter):
-        """Uses one SSL context for all connections, and the pin where there is one."""
-
-        def __init__(self, context: ssl.SSLContext, pin: _Pin | None) -> None:
-            self._context = context
-            self._pin = pin
-            super().__init__()
-
-        def init_poolmanager(self, *args: t.Any, **options: t.Any) -> None:
-            """Hand our context to urllib3."""
-            super().init_poolmanager(*args, ssl_context=self._context, **options)
-            self._guarded(self.poolmanager)
-
-        def proxy_manager_for(self, proxy: str, **options: t.Any) -> t.Any:
-            """Use our context and pin through a proxy too."""
-            return self._guarded(super().proxy_manager_for(proxy, ssl_context=self._context, **options))
-
-        def _guarded(self, manager: t.Any) -> t.Any:
-            """Let *manager* make connections of our kind."""
-            connection = type("_PinnedConnection", (_Connection,), {"pin": self._pin})
-            pool = type("_Pool", (HTTPSConnectionPool,), {"ConnectionCls": connection})
-            manager.pool_classes_by_scheme = {**manager.pool_classes_by_scheme, "https": pool}
-            return manager
-
-        def cert_verify(self, conn: t.Any, url: str, verify: t.Any, cert: t.Any) -> None:
-            """Leave verification to the context, which already knows CA, client certificate and floor."""
+def _pool_behind(proxy: str, url: str, context: ssl.SSLContext | None, pin: _Pin | None) -> t.Any:
+    """Return the connections to *url* through *proxy*; requests knows the kinds of proxies. Raises InvalidInput for one that it cannot use."""
+    manager = None
+    try:
+        if parse_url(proxy).host:
+            manager = requests.adapters.HTTPAdapter().proxy_manager_for(proxy, **({} if context is None else {"ssl_context": context}))
+    except (requests.exceptions.RequestException, Urllib3Error, ValueError):  # whose words may hold the proxy's password
+        pass
+    if manager is None:
+        raise InvalidInput("proxy cannot be used: give it as http://host:port or https://host:port. One whose address begins with socks needs the Python "
+                           "library PySocks beside requests.")
+    known = manager.pool_classes_by_scheme
+    manager.pool_classes_by_scheme = {**known, "https": _guarding(known["https"], pin)}
+    return manager.connection_from_url(url)
 
 
 def _proxy_of_the_environment(url: str) -> str:

@@ -129,12 +129,40 @@ class Proxy(Listener):
             connection.sendall(f"HTTP/1.1 {self._refusal}\r\nContent-Length: 0\r\n\r\n".encode())
             return
         host, _colon, port = target.rpartition(":")
-        with socket.create_connection((host, int(port))) as other:
-            connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            ends = {connection: other, other: connection}
-            while True:
-                for ready in select.select(list(ends), [], [], 30)[0]:
-                    data = ready.recv(65536)
-                    if not data:
-                        return
-                    ends[ready].sendall(data)
+        _tunnel(connection, (host, int(port)), b"HTTP/1.1 200 Connection established\r\n\r\n")
+
+
+class SocksProxy(Listener):
+    """A SOCKS 5 proxy that lets everybody through to an IPv4 address (RFC 1928, requests of the kind CONNECT)."""
+
+    def __init__(self) -> None:
+        self.tunnels: list[str] = []
+        super().__init__()
+
+    @property
+    def url(self) -> str:
+        """Its URL."""
+        return f"socks5://127.0.0.1:{self.port}"
+
+    def serve(self, connection: socket.socket) -> None:
+        """Open the tunnel that is asked for and copy both ways."""
+        _version, methods = connection.recv(2)
+        connection.recv(methods)
+        connection.sendall(b"\x05\x00")
+        asked = connection.recv(10)
+        target = (socket.inet_ntoa(asked[4:8]), int.from_bytes(asked[8:10], "big"))
+        self.tunnels.append(f"{target[0]}:{target[1]}")
+        _tunnel(connection, target, b"\x05\x00\x00\x01" + bytes(6))
+
+
+def _tunnel(connection: socket.socket, target: tuple[str, int], welcome: bytes) -> None:
+    """Connect to *target*, say *welcome*, and copy both ways until one side ends."""
+    with socket.create_connection(target) as other:
+        connection.sendall(welcome)
+        ends = {connection: other, other: connection}
+        while True:
+            for ready in select.select(list(ends), [], [], 30)[0]:
+                data = ready.recv(65536)
+                if not data:
+                    return
+                ends[ready].sendall(data)

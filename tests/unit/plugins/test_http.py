@@ -14,6 +14,7 @@ import json
 import socket
 import ssl
 import time
+import traceback
 import typing as t
 import warnings
 from collections.abc import Iterator
@@ -21,11 +22,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import requests.adapters
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import example, given
 from hypothesis import strategies as st
-from sockets import Proxy, Sayer, answer_bytes
+from sockets import Proxy, Sayer, SocksProxy, answer_bytes
 
 from ansible_collections.muster.agents.plugins.plugin_utils import _http
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import (
@@ -206,19 +208,19 @@ def test_every_digest_is_read_with_every_prefix(digest: bytes, prefix: str) -> N
 
 @pytest.mark.parametrize("kind", ["certificate", "key"])
 @pytest.mark.parametrize("validate", [True, False])
-@pytest.mark.parametrize("through_proxy", [False, True], ids=["direct", "proxy"])
+@pytest.mark.parametrize("way", ["direct", "proxy", "socks"])
 def test_a_wrong_pin_keeps_out_before_anything_is_sent(
-    kind: str, validate: bool, through_proxy: bool, ca: CertificateAuthority, pair: KeyPair, opened: Open,
+    kind: str, validate: bool, way: str, ca: CertificateAuthority, pair: KeyPair, opened: Open,
 ) -> None:
     digest, spki = _digests(ca.server("another"))
-    with Sayer(tls=_server_context(pair)) as sayer, Proxy() as proxy:
+    with Sayer(tls=_server_context(pair)) as sayer, (SocksProxy() if way == "socks" else Proxy()) as proxy:
         http = opened(
-            sayer.url, pin_sha256=digest if kind == "certificate" else spki, validate_certs=validate, proxy=proxy.url if through_proxy else "", retries=2)
+            sayer.url, pin_sha256=digest if kind == "certificate" else spki, validate_certs=validate, proxy="" if way == "direct" else proxy.url, retries=2)
         with pytest.raises(Untrusted, match="pin_sha256") as failure:
             http.send("POST", "/", json_body={"token": CANARY})
         assert failure.value.reason == "wrong_pin"
         assert sayer.requests == []
-        assert len(proxy.tunnels) == int(through_proxy)
+        assert len(proxy.tunnels) == int(way != "direct")
 
 
 @pytest.mark.parametrize("pin", ["x", "ab" * 31, "ab" * 33, "not base64!", base64.b64encode(b"short").decode(), "sha256:"])
@@ -458,8 +460,9 @@ def test_a_skewed_clock_shows(server: ReferenceServer, opened: Open) -> None:
 # -- proxies and other people's settings ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_proxy_from_the_options_is_used(server: ReferenceServer, opened: Open) -> None:
-    with Proxy() as proxy:
+@pytest.mark.parametrize("kind", [Proxy, SocksProxy])
+def test_a_proxy_from_the_options_is_used(kind: type[Proxy] | type[SocksProxy], server: ReferenceServer, opened: Open) -> None:
+    with kind() as proxy:
         assert opened(server.url, proxy=proxy.url).get(HEALTH).status == 200
         assert proxy.tunnels == [server.url.removeprefix("https://")]
 
@@ -500,6 +503,24 @@ def test_a_proxy_is_told_the_whole_address_where_there_is_no_tls(opened: Open) -
         assert b"Proxy-Authorization: Basic " + base64.b64encode(f"olga:{CANARY}".encode()) in first
         assert first[-1] == b'{"x": "\\u00fc"}'
         assert b"Content-Type: application/json" in first
+
+
+@pytest.mark.parametrize("proxy", [
+    f"socks5://olga:{CANARY}@127.0.0.1:1080", f"ftp://olga:{CANARY}@127.0.0.1:21", f"http://olga:{CANARY}@:3128", f"http://olga:{CANARY}@[::1",
+], ids=["socks-without-pysocks", "unknown-scheme", "no-host", "malformed"])
+@pytest.mark.parametrize("given", ["option", "environment"])
+def test_a_proxy_that_cannot_be_used_is_told_without_its_password(proxy: str, given: str, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    if given == "environment":
+        monkeypatch.setenv("https_proxy", proxy)
+    monkeypatch.setattr(requests.adapters, "SOCKSProxyManager", _socks_without_pysocks)
+    with pytest.raises(InvalidInput, match="proxy cannot be used") as failure:
+        opened("https://127.0.0.1:1", proxy=proxy if given == "option" else "")
+    assert CANARY not in "".join(traceback.format_exception(failure.type, failure.value, failure.tb))
+
+
+def _socks_without_pysocks(*_args: t.Any, **_options: t.Any) -> None:
+    """Do what requests does where PySocks is not installed."""
+    raise requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support.")
 
 
 def test_a_proxy_that_is_not_there_is_named(server: ReferenceServer, opened: Open) -> None:
