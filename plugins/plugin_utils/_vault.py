@@ -196,7 +196,7 @@ class Vault:
     def companion(self) -> Vault:
         """Return another session that works with this one's login, for a thread of its own. Close it before this one."""
         self.authenticate()
-        other = Vault({**self._options, "auth_method": "token", "token": self._client.hvac.token, "token_file": None})
+        other = Vault({**self._options, "auth_method": "token", "token": self._client.token, "token_file": None})
         other._mounts = list(self._mounts)
         return other
 
@@ -217,7 +217,7 @@ class Vault:
             try:
                 self._client.hvac.auth.token.revoke_self()
             except AgentsError:
-                self._client.hvac.token = ""
+                self._client.forget_token()
         self._client.close()
 
     # -- before anything is written
@@ -253,7 +253,7 @@ class Vault:
         found: dict[str, list[str]] = {}
         for start in range(0, len(paths), _ASKED_AT_ONCE):
             asked = paths[start:start + _ASKED_AT_ONCE]
-            data = self._client.hvac.sys.get_capabilities(list(asked)).get("data") or {}
+            data = self._client.call("POST", "sys/capabilities-self", {"paths": list(asked)}).get("data") or {}
             found.update({path: [str(name) for name in data.get(path) or ["deny"]] for path in asked})
         return found
 

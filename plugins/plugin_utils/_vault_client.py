@@ -98,9 +98,13 @@ class VaultClient:
         except InvalidInput as error:
             raise InvalidInput(f"vault.{error.msg}") from None
         self._known: list[Secret] = []
+        self._wire = _Wire(self, namespace.strip("/"))
+
+    @functools.cached_property
+    def hvac(self) -> t.Any:
+        """hvac's own client on this session, for what takes more than one plain request. It is costly to make, and few tasks need it."""
         # An explicit empty token and explicit verification keep hvac from reading VAULT_TOKEN, ~/.vault-token and VAULT_CACERT.
-        self.hvac = hvac.Client(
-            url=self.url, token="", verify=True, namespace=namespace.strip("/") or None, adapter=functools.partial(_Wire, self))
+        return hvac.Client(url=self.url, token="", verify=True, adapter=lambda **_known: self._wire)
 
     def remember(self, secret: Secret) -> Secret:
         """Keep *secret* out of every later message; returns it."""
@@ -112,27 +116,36 @@ class VaultClient:
         return " ".join(redact(text, self._known).split())[:200]
 
     @property
+    def token(self) -> str:
+        """The token in use, empty for none."""
+        return str(self._wire.token)
+
+    def forget_token(self) -> None:
+        """Send no token from now on."""
+        self._wire.token = ""
+
+    @property
     def has_token(self) -> bool:
         """Whether requests carry a token."""
-        return bool(self.hvac.token)
+        return bool(self.token)
 
     def use(self, token: Secret) -> None:
         """Send *token* with every request from now on."""
-        self.hvac.token = self.remember(token).reveal()
+        self._wire.token = self.remember(token).reveal()
 
     @contextlib.contextmanager
     def using(self, token: Secret) -> t.Iterator[None]:
         """Send *token* instead of our own inside the block."""
-        ours = self.hvac.token
+        ours = self.token
         self.use(token)
         try:
             yield
         finally:
-            self.hvac.token = ours
+            self._wire.token = ours
 
     def call(self, method: str, path: str, body: t.Any = None) -> dict[str, t.Any]:
         """Send a request to ``/v1/<path>`` and return the decoded answer ({} when it has no body). Raises Refusal or VaultFailure."""
-        answer: dict[str, t.Any] = self.hvac.adapter.request(method, f"/v1/{path}", json=body)
+        answer: dict[str, t.Any] = self._wire.request(method, f"/v1/{path}", json=body)
         return answer
 
     def close(self) -> None:
@@ -182,9 +195,9 @@ class VaultClient:
     def _check_token(self) -> None:
         """Raise VaultFailure when Vault does not know our token at all; otherwise the 403 was about a permission."""
         for method, path, body in (("GET", "auth/token/lookup-self", None), ("POST", "sys/capabilities-self", {"paths": ["sys/health"]})):
-            headers = {"X-Vault-Request": "true", "X-Vault-Token": self.hvac.token}
-            if self.hvac.adapter.namespace:
-                headers["X-Vault-Namespace"] = self.hvac.adapter.namespace
+            headers = {"X-Vault-Request": "true", "X-Vault-Token": self.token}
+            if self._wire.namespace:
+                headers["X-Vault-Namespace"] = self._wire.namespace
             if self._sent(method, path, body, headers, True).status != 403:
                 return
         raise VaultFailure(
@@ -215,11 +228,11 @@ if IMPORT_ERROR is None:
     class _Wire(hvac.adapters.Adapter):
         """hvac's adapter interface on our session: a decoded answer comes back, or a failure of ours is raised."""
 
-        def __init__(self, owner: VaultClient, *, base_uri: str, token: str, namespace: str | None, **ignored: t.Any) -> None:
+        def __init__(self, owner: VaultClient, namespace: str) -> None:
             # The base class would open a requests session of its own.
             self._owner = owner
-            self.base_uri = base_uri
-            self.token = token
+            self.base_uri = owner.url
+            self.token = ""
             self.namespace = namespace
 
         def get_login_token(self, response: t.Mapping[str, t.Any]) -> str:

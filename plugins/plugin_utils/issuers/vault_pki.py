@@ -113,7 +113,7 @@ class VaultPki(Issuer):
             try:
                 self._client.hvac.auth.token.revoke_self()
             except AgentsError:
-                self._client.hvac.token = ""
+                self._client.forget_token()
         self._client.close()
 
     def _authenticate(self) -> None:

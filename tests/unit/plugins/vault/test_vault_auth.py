@@ -38,7 +38,7 @@ def stores_and_removes(bao: OpenBao, vault: Vault, name: str) -> str:
         vault.preflight([path], remove=True)
         vault.remove(path)
         assert bao.read(path.path) is None
-    token = str(vault._client.hvac.token)
+    token = str(vault._client.token)
     vault.close()
     return token
 
@@ -63,7 +63,7 @@ def test_the_environment_is_not_a_source_of_credentials(open_vault: Open, monkey
     monkeypatch.setenv("VAULT_TOKEN", CANARY)
     with pytest.raises(InvalidInput, match=r"needs vault\.token or vault\.token_file"):
         open_vault(token=None)
-    assert open_vault()._client.hvac.token == ""
+    assert open_vault()._client.token == ""
 
 
 @pytest.mark.parametrize("mount", ["approle", "teams/approle"])
