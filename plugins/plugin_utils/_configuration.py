@@ -22,7 +22,7 @@ from ansible_collections.muster.agents.plugins.plugin_utils._errors import Inval
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Host, Look, require_free
 from ansible_collections.muster.agents.plugins.plugin_utils._identity import Gathering, agent_facts, completed
 from ansible_collections.muster.agents.plugins.plugin_utils._options import enrolment, user_secrets
-from ansible_collections.muster.agents.plugins.plugin_utils._rendering import RenderedFile, render
+from ansible_collections.muster.agents.plugins.plugin_utils._rendering import RenderedFile, Renderer
 
 __all__ = ["configure"]
 
@@ -61,7 +61,7 @@ def _present(task: _Task) -> dict[str, t.Any]:
         agent_id=look.agent_id or (receipt.agent_id if receipt is not None else ""), generation=look.generation(),
         server_version=str(receipt.server.get("version", "")) if receipt is not None else "")
     secrets = {**own, **look.secrets}
-    rendered = render(task.action._templar, task.args["files"], task.task_vars, facts, secrets, adapter.optional_secrets)
+    rendered = Renderer(task.action._templar, task.args["files"], task.task_vars, adapter.optional_secrets)(facts, secrets)
     changed = changed_files(look.files, rendered)
     work = bool(changed or look.leftovers)
     if work and not task.check_mode:

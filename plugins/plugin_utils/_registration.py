@@ -10,14 +10,13 @@ import typing as t
 
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
 from ansible_collections.muster.agents.plugins.plugin_utils._adapters import ADAPTERS
 from ansible_collections.muster.agents.plugins.plugin_utils._adoption import AGENT_ID, old_places
 from ansible_collections.muster.agents.plugins.plugin_utils._enrolment import Order, Outcome, Parts, Transaction
 from ansible_collections.muster.agents.plugins.plugin_utils._host import Host
 from ansible_collections.muster.agents.plugins.plugin_utils._identity import Gathering
 from ansible_collections.muster.agents.plugins.plugin_utils._options import control_plane, enrolment, user_secrets
-from ansible_collections.muster.agents.plugins.plugin_utils._rendering import RenderedFile, render
+from ansible_collections.muster.agents.plugins.plugin_utils._rendering import Renderer
 from ansible_collections.muster.agents.plugins.plugin_utils._shared_state import SharedDocument, state_directory
 from ansible_collections.muster.agents.plugins.plugin_utils._spool import Spool
 from ansible_collections.muster.agents.plugins.plugin_utils._vault import Vault, agent_token_policy, vault_paths
@@ -54,13 +53,10 @@ def _order(action: ActionBase, args: t.Mapping[str, t.Any]) -> Order:
 def _parts(action: ActionBase, args: t.Mapping[str, t.Any], task_vars: t.Mapping[str, t.Any]) -> Parts:
     plane = control_plane(args)
     files = list(args.get("files") or ())
-
-    def rendered(agent: t.Mapping[str, t.Any], secrets: t.Mapping[str, Secret]) -> tuple[RenderedFile, ...]:
-        return render(action._templar, files, task_vars, agent, secrets, plane.optional_secrets)
-
     return Parts(
         plane=plane, host=Host(action, task_vars, store=args["store"], control_plane=args["control_plane"], name=args["name"], delivery=args["delivery"]),
-        spool=Spool(state_directory("spool"), plane.http.url, args["name"]), render=rendered, file_paths=tuple(item["path"] for item in files),
+        spool=Spool(state_directory("spool"), plane.http.url, args["name"]), render=Renderer(action._templar, files, task_vars, plane.optional_secrets),
+        file_paths=tuple(item["path"] for item in files),
         vault=Vault(args["vault"], state_directory("vault")) if args.get("vault") else None, vault_url=args["vault"]["url"] if args.get("vault") else "",
         probes=SharedDocument(state_directory("servers"), "probe", args["control_plane"], plane.http.url, repr(plane.http.transport)))
 

@@ -33,7 +33,7 @@ from ansible_collections.muster.agents.plugins.plugin_utils._formats import Form
 from ansible_collections.muster.agents.plugins.plugin_utils._redaction import redacted_view, unmanaged_view
 from ansible_collections.muster.agents.plugins.plugin_utils._template_errors import Source, explain
 
-__all__ = ["RenderedFile", "redacted_view", "render", "unmanaged_view"]
+__all__ = ["RenderedFile", "Renderer", "redacted_view", "unmanaged_view"]
 
 _MODE = re.compile(r"0[0-7]{3,4}\Z")
 _BOM = "\ufeff"
@@ -61,42 +61,63 @@ class RenderedFile:
     format: str = "text"
 
 
-def render(
-    templar: Templar,
-    files: t.Sequence[t.Mapping[str, t.Any]] | None,
-    task_vars: t.Mapping[str, t.Any],
-    agent: t.Mapping[str, t.Any],
-    secrets: t.Mapping[str, Secret],
-    optional: t.Iterable[str] = (),
-) -> tuple[RenderedFile, ...]:
-    """Render each of *files* (validated values of the option ``files``) and check the result against its format.
+class Renderer:
+    """The operator's files, as often as they are asked for: once with stand-ins, to see that they are right, and once with what is real.
 
-    *templar* is the action's own (its loader reads the templates, also vault-encrypted ones). *task_vars* are the task's variables and are
-    not changed. *agent* becomes ``muster_agent``, *secrets* become ``muster_secret``; neither is ever rendered a second time.
-    *optional* names secrets that may be missing: they are empty in templates, and a file that needs one is left out.
-
-    Raises InvalidInput when an entry cannot be right, and RenderFailure when a template cannot be rendered or its result is not valid.
-    Messages hold file names, line numbers and names, never content.
+    A template is read once, so that what was tried is what is rendered.
     """
-    entries = list(files or ())
-    _check_entries(entries)
-    missing = [name for name in optional if name not in secrets]
-    texts = {**dict.fromkeys(missing, ""), **{name: _plain(secret.reveal()) for name, secret in secrets.items()}}
-    for entry in entries:
-        if entry.get("needs") and entry["needs"] not in texts:
-            raise InvalidInput(f"files: {entry['path']} needs the unknown secret {entry['needs']!r}: known are {', '.join(sorted(texts))}.")
-    scope = _Scope(_loader_of(templar), task_vars, _plain(agent), texts)
-    return tuple(_rendered(entry, scope, secrets) for entry in entries if entry.get("needs") not in missing)
+
+    def __init__(
+        self, templar: Templar, files: t.Sequence[t.Mapping[str, t.Any]] | None, task_vars: t.Mapping[str, t.Any], optional: t.Iterable[str] = (),
+    ) -> None:
+        """*files* are the validated values of the option ``files``.
+
+        *templar* is the action's own (its loader reads the templates, also vault-encrypted ones). *task_vars* are the task's variables and are
+        not changed. *optional* names secrets that may be missing: they are empty in templates, and a file that needs one is left out.
+        """
+        self._entries = list(files or ())
+        self._loader = _loader_of(templar)
+        self._task_vars = task_vars
+        self._optional = tuple(optional)
+        self._sources: dict[str, _Template] = {}
+
+    def __call__(self, agent: t.Mapping[str, t.Any], secrets: t.Mapping[str, Secret]) -> tuple[RenderedFile, ...]:
+        """Render each file and check the result against its format.
+
+        *agent* becomes ``muster_agent``, *secrets* become ``muster_secret``; neither is ever rendered a second time.
+
+        Raises InvalidInput when an entry cannot be right, and RenderFailure when a template cannot be rendered or its result is not valid.
+        Messages hold file names, line numbers and names, never content.
+        """
+        _check_entries(self._entries)
+        missing = [name for name in self._optional if name not in secrets]
+        texts = {**dict.fromkeys(missing, ""), **{name: _plain(secret.reveal()) for name, secret in secrets.items()}}
+        for entry in self._entries:
+            if entry.get("needs") and entry["needs"] not in texts:
+                raise InvalidInput(f"files: {entry['path']} needs the unknown secret {entry['needs']!r}: known are {', '.join(sorted(texts))}.")
+        scope = _Scope(self._loader, self._task_vars, _plain(agent), texts, self._sources)
+        return tuple(_rendered(entry, scope, secrets) for entry in self._entries if entry.get("needs") not in missing)
+
+
+@dataclass(frozen=True)
+class _Template:
+    """A template of the operator's as it was read, with what core renders it by."""
+
+    path: Path
+    text: str
+    searchpath: tuple[str, ...]
+    templar: Templar
 
 
 @dataclass(frozen=True, repr=False)
 class _Scope:
-    """What a template may know. Holds secrets in plain text and lives only as long as one call of render()."""
+    """What a template may know. Holds secrets in plain text and lives only as long as one call of a Renderer, but for the *sources* read so far."""
 
     loader: DataLoader
     task_vars: t.Mapping[str, t.Any]
     agent: t.Mapping[str, t.Any]
     secrets: t.Mapping[str, str]
+    sources: dict[str, _Template]
 
 
 def _check_entries(entries: t.Sequence[t.Mapping[str, t.Any]]) -> None:
@@ -152,23 +173,24 @@ def _parsed(text: str, fmt: str, label: str) -> t.Any:
 
 
 def _render_file(src: str, label: str, destination: str, scope: _Scope) -> str:
-    path, text = _read_template(src, label, scope)
-    searchpath = _searchpath(path, scope)
+    source = scope.sources.get(src)
+    if source is None:
+        source = scope.sources[src] = _read_template(src, label, scope)
     # Added over the task's variables, in a new dict: neither name can be shadowed, and nothing is left behind in task_vars.
     variables = {
         "ansible_managed": "Ansible managed",
         **scope.task_vars,
         "template_path": src,
-        "template_fullpath": str(path),
+        "template_fullpath": str(source.path),
         "template_destpath": destination,
         "muster_agent": _untrusted(scope.agent),
         "muster_secret": _untrusted(scope.secrets),
     }
     attempt = _Attempt()
     with attempt:
-        return _core_render(text, Templar(loader=scope.loader, variables=variables), searchpath)
+        return _core_render(source, variables)
     raise explain(
-        attempt.take(), Source(label, text), searchpath=searchpath, variables=scope.task_vars,
+        attempt.take(), Source(label, source.text), searchpath=source.searchpath, variables=scope.task_vars,
         known={"muster_secret": tuple(scope.secrets), "muster_agent": tuple(scope.agent)})
 
 
@@ -211,14 +233,18 @@ class _Attempt:
         return error or RuntimeError()
 
 
-def _core_render(text: str, templar: Templar, searchpath: t.Sequence[str]) -> str:
-    """Render *text* as ansible.builtin.template does, on cores with trust (2.19 and later) and without."""
-    scoped = templar.copy_with_new_env(searchpath=list(searchpath))
+def _core_render(source: _Template, variables: dict[str, t.Any]) -> str:
+    """Render *source* as ansible.builtin.template does, on cores with trust (2.19 and later) and without."""
+    templar, text = source.templar, source.text
     trust = getattr(importlib.import_module("ansible.template"), "trust_as_template", None)
-    if trust is None:
-        result = scoped.do_template(text, preserve_trailing_newlines=True, escape_backslashes=False, fail_on_undefined=True, overrides=_JINJA)
-    else:
-        result = scoped.template(trust(text), escape_backslashes=False, overrides=_JINJA)
+    templar.available_variables = variables
+    try:
+        if trust is None:
+            result = templar.do_template(text, preserve_trailing_newlines=True, escape_backslashes=False, fail_on_undefined=True, overrides=_JINJA)
+        else:
+            result = templar.template(trust(text), escape_backslashes=False, overrides=_JINJA)
+    finally:
+        templar.available_variables = {}  # among which are secrets
     # A template that is one expression keeps its type on cores with trust; as a file it is text.
     return "" if result is None else _plain(result if isinstance(result, str) else str(result))
 
@@ -248,8 +274,8 @@ def _loader_of(templar: Templar) -> DataLoader:
     return loader if isinstance(loader, DataLoader) else DataLoader()
 
 
-def _read_template(src: str, label: str, scope: _Scope) -> tuple[Path, str]:
-    """Return where the template *src* lies and its text. Raises RenderFailure when it is missing, unreadable or not plain UTF-8."""
+def _read_template(src: str, label: str, scope: _Scope) -> _Template:
+    """Return the template *src*. Raises RenderFailure when it is missing, unreadable or not plain UTF-8."""
     stack = list(scope.task_vars.get("ansible_search_path") or ())
     problem, data, path = "", b"", Path(src)
     try:
@@ -261,7 +287,8 @@ def _read_template(src: str, label: str, scope: _Scope) -> tuple[Path, str]:
         problem = "could not be read: check its permissions, and the vault password if it is encrypted"
     if problem:
         raise RenderFailure(f"{_upper(label)} {problem}.")
-    return path, _decoded(data, label)
+    searchpath = _searchpath(path, scope)
+    return _Template(path, _decoded(data, label), searchpath, Templar(loader=scope.loader).copy_with_new_env(searchpath=list(searchpath)))
 
 
 def _decoded(data: bytes, label: str) -> str:

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
 from ansible_collections.muster.agents.plugins.plugin_utils import _rendering
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import InvalidInput, RenderFailure
-from ansible_collections.muster.agents.plugins.plugin_utils._rendering import RenderedFile, redacted_view, render, unmanaged_view
+from ansible_collections.muster.agents.plugins.plugin_utils._rendering import RenderedFile, Renderer, redacted_view, unmanaged_view
 
 CANARY = "c4n4ry-t0ken-{{ 7 * 6 }}-{% raise %}-#}"
 PLAIN = "Zx81plainCanaryTokenWithoutAnySpecials"
@@ -66,7 +66,7 @@ class World:
 
     def render(self, *entries: t.Mapping[str, t.Any], secrets: t.Mapping[str, str] | None = None) -> tuple[RenderedFile, ...]:
         wrapped = {name: Secret(value) for name, value in ({"token": CANARY} if secrets is None else secrets).items()}
-        return render(Templar(loader=self.loader, variables=self.vars), entries, self.vars, AGENT, wrapped)
+        return Renderer(Templar(loader=self.loader, variables=self.vars), entries, self.vars)(AGENT, wrapped)
 
     def text(self, text: str, fmt: str = "text", **given: t.Any) -> str:
         return self.render(entry(src=self.template(text), format=fmt), **given)[0].content.decode()
@@ -118,7 +118,7 @@ def test_data_from_a_host_is_never_rendered(world: World) -> None:
 def test_task_variables_are_left_as_they_were_and_never_learn_a_secret(world: World) -> None:
     before = copy.deepcopy(world.vars)
     templar = Templar(loader=world.loader, variables=world.vars)
-    render(templar, [entry(src=world.template("{{ muster_secret.token }}"))], world.vars, AGENT, {"token": Secret(CANARY)})
+    Renderer(templar, [entry(src=world.template("{{ muster_secret.token }}"))], world.vars)(AGENT, {"token": Secret(CANARY)})
     assert world.vars == before
     assert templar.available_variables == before
     assert "muster_secret" not in templar.available_variables
@@ -336,7 +336,7 @@ def test_a_path_listed_twice_is_refused(world: World) -> None:
 
 
 def test_no_files_render_to_nothing(world: World) -> None:
-    assert render(Templar(loader=world.loader, variables={}), None, {}, AGENT, {}) == ()
+    assert Renderer(Templar(loader=world.loader, variables={}), None, {})(AGENT, {}) == ()
 
 
 SECRETS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=6, max_size=24).filter(lambda text: len(set(text.strip())) > 3)
@@ -419,4 +419,4 @@ def test_of_a_file_that_somebody_else_wrote_only_key_names_are_shown(content: by
 
 
 def test_the_module_says_what_it_offers() -> None:
-    assert set(_rendering.__all__) == {"RenderedFile", "redacted_view", "render", "unmanaged_view"}
+    assert set(_rendering.__all__) == {"RenderedFile", "Renderer", "redacted_view", "unmanaged_view"}

@@ -18,7 +18,7 @@ from ansible_collections.muster.agents.plugins.action.cert_issue import ARGUMENT
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
 from ansible_collections.muster.agents.plugins.plugin_utils._client_certificate import usable_certificate
 from ansible_collections.muster.agents.plugins.plugin_utils._formats import parse_env
-from ansible_collections.muster.agents.plugins.plugin_utils._rendering import render
+from ansible_collections.muster.agents.plugins.plugin_utils._rendering import Renderer
 from world.agent_pairs import issue
 
 AGENT = {"agent_id": "5f6c", "name": "n-1", "service_type": "agent", "controller_name": "c-1"}
@@ -36,7 +36,7 @@ def rendered(agent: dict[str, str] | None = None, secrets: dict[str, Secret] | N
     """Return path -> file as agent_register would deliver it."""
     known = variables(**given)
     files = [{**FILE_DEFAULTS, **entry} for entry in known.value("_agent_files")]
-    return {file.path: file for file in render(known.templar(), files, known.all, agent or AGENT, secrets or {})}
+    return {file.path: file for file in Renderer(known.templar(), files, known.all)(agent or AGENT, secrets or {})}
 
 
 def environment(**given: t.Any) -> dict[str, str]:

@@ -17,7 +17,7 @@ from role_files import COLLECTION, Variables
 from ansible_collections.muster.agents.plugins.action.agent_register import ARGUMENT_SPEC
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
 from ansible_collections.muster.agents.plugins.plugin_utils import _adoption
-from ansible_collections.muster.agents.plugins.plugin_utils._rendering import render
+from ansible_collections.muster.agents.plugins.plugin_utils._rendering import Renderer
 
 AGENT = {"agent_id": "2124468213811213927", "name": "n-1"}
 TOKEN = "Z+F5eECA3ix654Gbjo/YuhJQ3mVqCiR7E7drzFLnODk="
@@ -33,7 +33,7 @@ def rendered(**given: t.Any) -> t.Any:
     """Return the one file, as agent_register would deliver it."""
     known = variables(**given)
     files = [{**FILE_DEFAULTS, **entry} for entry in known.value("_agent_files")]
-    (file,) = render(known.templar(), files, known.all, AGENT, {"token": Secret(TOKEN)})
+    (file,) = Renderer(known.templar(), files, known.all)(AGENT, {"token": Secret(TOKEN)})
     return file
 
 

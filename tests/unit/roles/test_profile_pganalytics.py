@@ -19,7 +19,7 @@ from ansible_collections.muster.agents.plugins.action.agent_register import ARGU
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
 from ansible_collections.muster.agents.plugins.plugin_utils._errors import RenderFailure
 from ansible_collections.muster.agents.plugins.plugin_utils._formats import parse
-from ansible_collections.muster.agents.plugins.plugin_utils._rendering import render
+from ansible_collections.muster.agents.plugins.plugin_utils._rendering import Renderer
 
 AGENT = {
     "agent_id": "550e8400-e29b-41d4-a716-446655440000", "name": "primary-db", "hostname": "db-prod-01.example.com", "url": "https://api.example.com"}
@@ -52,7 +52,7 @@ def rendered(secrets: t.Mapping[str, Secret] = DOCUMENTED, **given: t.Any) -> di
     """Return path -> file as agent_register would deliver it."""
     variables = Variables("registration", "pganalytics", **{"agent_control_plane_url": "https://api.example.com/", **given})
     files = [{**FILE_DEFAULTS, **entry} for entry in variables.value("_agent_files")]
-    return {file.path: file for file in render(variables.templar(), files, variables.all, AGENT, secrets, ("ca_certificate",))}
+    return {file.path: file for file in Renderer(variables.templar(), files, variables.all, ("ca_certificate",))(AGENT, secrets)}
 
 
 def configuration(secrets: t.Mapping[str, Secret] = DOCUMENTED, **given: t.Any) -> dict[str, t.Any]:

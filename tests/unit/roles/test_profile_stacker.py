@@ -16,7 +16,7 @@ from role_files import Variables
 from ansible_collections.muster.agents.plugins.action.agent_register import ARGUMENT_SPEC
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
 from ansible_collections.muster.agents.plugins.plugin_utils._formats import parse_env
-from ansible_collections.muster.agents.plugins.plugin_utils._rendering import render
+from ansible_collections.muster.agents.plugins.plugin_utils._rendering import Renderer
 
 AGENT = {"agent_id": "42", "name": "n-1"}
 SECRETS = {"token": Secret("t0ken-of-the-agent"), "vault_token": Secret("s.own-vault-token")}
@@ -34,7 +34,7 @@ def rendered(**given: t.Any) -> dict[str, t.Any]:
     """Return path -> file as agent_register would deliver it."""
     variables = Variables("registration", agent_version="1.0.0", **given)
     files = [{**FILE_DEFAULTS, **entry} for entry in variables.value("_agent_files")]
-    return {file.path: file for file in render(variables.templar(), files, variables.all, AGENT, SECRETS)}
+    return {file.path: file for file in Renderer(variables.templar(), files, variables.all)(AGENT, SECRETS)}
 
 
 def environment(**given: t.Any) -> dict[str, str]:
