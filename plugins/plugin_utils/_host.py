@@ -209,7 +209,7 @@ class Host:
     def _look_here(request: LookRequest, facts: bool) -> Look:
         answer = store_here.look(request)
         return _build_look(
-            answer["files"], request, facts=host_facts(_run_here) if facts else {}, tools=frozenset(host_tools()), time=answer["time"],
+            answer["files"], request, facts=host_facts(_run_here) if facts else {}, tools=frozenset(host_tools() if facts else ()), time=answer["time"],
             intent=answer["intent"], leftovers=tuple(answer["leftovers"]), writable=answer["writable"], free_kib=answer["free_kib"])
 
     @staticmethod

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -25,7 +26,13 @@ __all__ = ["SharedDocument", "state_directory"]
 
 def state_directory(part: str) -> str:
     """Return where the controller keeps *part* of its state: below Ansible's home, which belongs to the user who runs it."""
-    return os.path.join(core_constants.config.get_config_value("ANSIBLE_HOME"), "muster", part)
+    return os.path.join(_ansible_home(os.environ.get("ANSIBLE_HOME")), "muster", part)
+
+
+@functools.lru_cache(maxsize=1)
+def _ansible_home(_environment: str | None) -> str:
+    """Return Ansible's home, looked up anew only when the environment names another."""
+    return str(core_constants.config.get_config_value("ANSIBLE_HOME"))
 
 
 class SharedDocument:

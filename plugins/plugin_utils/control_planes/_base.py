@@ -50,6 +50,11 @@ class IdentityRules:
     charset: str
     charset_words: str
     unguessable: bool = False
+    _whole: re.Pattern[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Compile where the rules are made, which is before ansible-playbook forks."""
+        object.__setattr__(self, "_whole", re.compile(f"{self.charset}+"))
 
     def check(self, name: str, *, allow_unstable: bool) -> None:
         """Raise InvalidInput when *name* cannot serve as a lasting identity.
@@ -61,7 +66,7 @@ class IdentityRules:
             raise InvalidInput("name is empty: give a stable, unique name for this agent, such as a UUID derived from the inventory name.")
         if len(name) > self.max_length:
             raise InvalidInput(f"name has {len(name)} characters, but this control plane stores at most {self.max_length}: shorten it.")
-        if re.fullmatch(f"{self.charset}+", name) is None:
+        if self._whole.fullmatch(name) is None:
             raise InvalidInput(f"name {name!r} has characters other than {self.charset_words}: use only those.")
         if not allow_unstable:
             self._check_stable(name)
