@@ -160,15 +160,12 @@ class Ground:
 
     @contextmanager
     def agents(self, count: int) -> Iterator[Agents]:
-        """Names for *count* new agents on hosts with empty directories, which go afterwards."""
+        """Names for *count* new agents on hosts with empty directories. These stay until the end."""
         folder = Path(tempfile.mkdtemp(prefix="hosts-", dir=self.directory))
         names = {f"host-{number:05}": str(uuid.uuid4()) for number in range(count)}
         for host in names:
             (folder / host).mkdir()
-        try:
-            yield Agents(names, folder)
-        finally:
-            shutil.rmtree(folder)
+        yield Agents(names, folder)
 
     @contextmanager
     def systemd_hosts(self, count: int) -> Iterator[tuple[dict[str, dict[str, Any]], dict[str, Any]]]:
