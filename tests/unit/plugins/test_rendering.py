@@ -124,6 +124,17 @@ def test_task_variables_are_left_as_they_were_and_never_learn_a_secret(world: Wo
     assert "muster_secret" not in templar.available_variables
 
 
+def test_what_is_rendered_is_the_template_that_was_tried_with_what_is_true_by_then(world: World) -> None:
+    template = world.template("port={{ port }}\ntoken={{ muster_secret.token }} of {{ muster_agent.name }}\n")
+    renderer = Renderer(Templar(loader=world.loader, variables=world.vars), [entry(src=template), entry(src=template, path="/opt/agent/copy")], world.vars)
+    renderer({**AGENT, "name": "stand-in"}, {"token": Secret("stand-in")})
+    world.template("{{ edited meanwhile")
+    world.vars["port"] = 6000
+    expected = f"port=6000\ntoken={CANARY} of {AGENT['name']}\n".encode()
+    assert [file.content for file in renderer(AGENT, {"token": Secret(CANARY)})] == [expected, expected]
+    assert CANARY not in repr(vars(renderer)) + repr([source.templar.available_variables for source in renderer._sources.values()])
+
+
 def test_a_task_variable_cannot_take_the_place_of_the_secrets(world: World) -> None:
     world.vars["muster_secret"] = {"token": "from the inventory"}
     assert world.text("{{ muster_secret.token }}") == CANARY
