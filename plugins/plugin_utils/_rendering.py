@@ -99,7 +99,7 @@ class Renderer:
         return tuple(_rendered(entry, scope, secrets) for entry in self._entries if entry.get("needs") not in missing)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Template:
     """A template of the operator's as it was read, with what core renders it by."""
 
