@@ -167,14 +167,13 @@ class Ground:
         subprocess.run(command, check=True, capture_output=True)
         return {"certificate": str(certificate), "key": str(key)}
 
-    @contextmanager
-    def agents(self, count: int) -> Iterator[Agents]:
-        """Names for *count* new agents on hosts with empty directories. These stay until the end."""
+    def agents(self, count: int) -> Agents:
+        """Return names for *count* new agents on hosts with empty directories, which stay until the end."""
         folder = Path(tempfile.mkdtemp(prefix="hosts-", dir=self.directory))
         names = {f"host-{number:05}": str(uuid.uuid4()) for number in range(count)}
         for host in names:
             (folder / host).mkdir()
-        yield Agents(names, folder)
+        return Agents(names, folder)
 
     @contextmanager
     def systemd_hosts(self, count: int) -> Iterator[tuple[dict[str, dict[str, Any]], dict[str, Any]]]:

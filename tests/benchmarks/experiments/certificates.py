@@ -53,14 +53,14 @@ def _issue(ground: Ground, options: Options, kind: str) -> Experiment:
     title, ours, theirs, target = _KINDS[kind]
 
     def issued(tasks: Sequence[Mapping[str, Any]]) -> Sample:
-        with ground.agents(options.certificate_hosts) as agents:
-            variables = {"authority": dict(ground.authority)}
-            sample = ground.controller.run(Play(tasks, agents.hosts(), variables, forks=options.forks))
-            files = [str(agents.folder / host / "agent.crt") for host in agents.names]
-            done = subprocess.run(["openssl", "verify", "-CAfile", ground.authority["certificate"], *files], capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise BenchError(f"openssl does not verify the certificates: {(done.stdout + done.stderr)[-500:]}")
-            return sample
+        agents = ground.agents(options.certificate_hosts)
+        variables = {"authority": dict(ground.authority)}
+        sample = ground.controller.run(Play(tasks, agents.hosts(), variables, forks=options.forks))
+        files = [str(agents.folder / host / "agent.crt") for host in agents.names]
+        done = subprocess.run(["openssl", "verify", "-CAfile", ground.authority["certificate"], *files], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BenchError(f"openssl does not verify the certificates: {(done.stdout + done.stderr)[-500:]}")
+        return sample
 
     work = f"cert_issue, {title}, {options.certificate_hosts} hosts, forks {options.forks}"
     against = "community.crypto key + csr + certificate"

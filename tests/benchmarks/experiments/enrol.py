@@ -30,12 +30,12 @@ class _Local:
         """A side that enrols with *tasks*."""
 
         def measured() -> Sample:
-            with self._ground.agents(self._count) as agents:
-                self._ground.documented.reset_counters()
-                sample = self._ground.controller.run(self._play(agents, tasks))
-                if tasks is not NOTHING:
-                    _check(self._ground, agents)
-                return sample
+            agents = self._ground.agents(self._count)
+            self._ground.documented.reset_counters()
+            sample = self._ground.controller.run(self._play(agents, tasks))
+            if tasks is not NOTHING:
+                _check(self._ground, agents)
+            return sample
 
         return Side(name, label, measured)
 
@@ -43,11 +43,11 @@ class _Local:
         """The same requests from one loop."""
 
         def measured() -> Sample:
-            with self._ground.agents(self._count) as agents:
-                places = {name: str(agents.folder / host) for host, name in agents.names.items()}
-                sample = limits.bare(self._ground, "enrol", {**self._ground.variables, "places": places}, self._count)
-                _check(self._ground, agents)
-                return sample
+            agents = self._ground.agents(self._count)
+            places = {name: str(agents.folder / host) for host, name in agents.names.items()}
+            sample = limits.bare(self._ground, "enrol", {**self._ground.variables, "places": places}, self._count)
+            _check(self._ground, agents)
+            return sample
 
         return Side("bare", "bare asyncio, 16 connections", measured)
 
@@ -126,16 +126,16 @@ def nothing_to_do(ground: Ground, options: Options) -> Experiment:
     mutations: list[int] = []
 
     def again(tasks: Sequence[Mapping[str, Any]], *, ours: bool) -> Sample:
-        with ground.agents(options.hosts) as agents:
-            play = Play(tasks, agents.hosts(), variables, forks=options.forks)
-            ground.controller.run(play)
-            ground.shipped.reset_counters()
-            ground.bao.reset_mutations()
-            sample = ground.controller.run(play)
-            if ours:
-                mutations.append(int(ground.shipped.counters()["stacker"]["mutating"]) + ground.bao.mutations())
-            ground.shipped.reset()
-            return sample
+        agents = ground.agents(options.hosts)
+        play = Play(tasks, agents.hosts(), variables, forks=options.forks)
+        ground.controller.run(play)
+        ground.shipped.reset_counters()
+        ground.bao.reset_mutations()
+        sample = ground.controller.run(play)
+        if ours:
+            mutations.append(int(ground.shipped.counters()["stacker"]["mutating"]) + ground.bao.mutations())
+        ground.shipped.reset()
+        return sample
 
     work = f"nothing to do, {options.hosts} hosts, local, forks {options.forks}"
     return Experiment(

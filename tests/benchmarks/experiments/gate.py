@@ -88,7 +88,8 @@ def gate(ground: Ground, options: Options) -> Experiment:
     """Ours also proves the credential at the control plane, and commits the receipt."""
 
     def waited(tasks: Sequence[Mapping[str, Any]]) -> Sample:
-        with ground.agents(1) as agents, _agent() as url:
+        agents = ground.agents(1)
+        with _agent() as url:
             variables = {**ground.variables, "health_url": url}
             ground.controller.run(Play(ENROL, agents.hosts(), variables))
             sample = ground.controller.run(Play(tasks, agents.hosts(), variables))

@@ -36,17 +36,17 @@ def pacing(ground: Ground, options: Options) -> Experiment:
         variables = {
             "oxmon_url": server.url, "grpc_endpoint": server.addresses["oxmon_grpc"], "ca_file": str(ground.ca.ca_file), "password": PASSWORD,
         }
-        with ground.agents(1) as first:  # whose login, which has a limit of its own, serves the others too
-            ground.controller.run(Play(_TASKS, first.hosts(), variables))
+        first = ground.agents(1)  # whose login, which has a limit of its own, serves the others too
+        ground.controller.run(Play(_TASKS, first.hosts(), variables))
         server.reset()
-        with ground.agents(options.hosts) as agents:
-            earlier = len(server.log)
-            server.act("oxmon", "drain", seconds=_STARTING)
-            sample = ground.controller.run(Play(_TASKS, agents.hosts(), variables, forks=options.forks))
-            if {record["name"] for record in server.agents()} != set(agents.names.values()):
-                raise BenchError("not every agent was registered")
-            used.append(_rate(server.log[earlier:]) / PER_SECOND)
-            server.reset()
+        agents = ground.agents(options.hosts)
+        earlier = len(server.log)
+        server.act("oxmon", "drain", seconds=_STARTING)
+        sample = ground.controller.run(Play(_TASKS, agents.hosts(), variables, forks=options.forks))
+        if {record["name"] for record in server.agents()} != set(agents.names.values()):
+            raise BenchError("not every agent was registered")
+        used.append(_rate(server.log[earlier:]) / PER_SECOND)
+        server.reset()
         return sample
 
     def share(_samples: Samples) -> float:

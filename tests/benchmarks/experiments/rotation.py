@@ -100,11 +100,11 @@ def fleet_memory(ground: Ground, options: Options) -> Experiment:
     hosts = min(200, 4 * options.hosts)
 
     def guide() -> Sample:
-        with ground.agents(hosts) as agents:
-            variables = {**ground.variables, "ca_on_host": ground.variables["ca_file"]}
-            sample = ground.controller.run(Play(GUIDE, agents.hosts(), variables, forks=options.forks), watch_memory=True)
-            ground.documented.reset()
-            return sample
+        agents = ground.agents(hosts)
+        variables = {**ground.variables, "ca_on_host": ground.variables["ca_file"]}
+        sample = ground.controller.run(Play(GUIDE, agents.hosts(), variables, forks=options.forks), watch_memory=True)
+        ground.documented.reset()
+        return sample
 
     work, against = f"memory, fleet task, {options.fleet} agents", f"guide's playbook, {hosts} hosts, forks {options.forks}"
     return Experiment(

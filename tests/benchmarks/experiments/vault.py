@@ -34,13 +34,13 @@ def vault_store(ground: Ground, options: Options) -> Experiment:
     """Ours reads before and after it writes; theirs writes."""
 
     def stored(tasks: Sequence[Mapping[str, Any]]) -> Sample:
-        with ground.agents(options.hosts) as agents:
-            sample = ground.controller.run(Play(tasks, agents.hosts(), ground.variables, forks=options.forks))
-            for name in agents.names.values():
-                found = ground.bao.read(f"secret/data/store/{name}")
-                if found is None or found["data"] != {"token": f"value-of-{name}"}:
-                    raise BenchError(f"Vault does not hold the secret of {name}")
-            return sample
+        agents = ground.agents(options.hosts)
+        sample = ground.controller.run(Play(tasks, agents.hosts(), ground.variables, forks=options.forks))
+        for name in agents.names.values():
+            found = ground.bao.read(f"secret/data/store/{name}")
+            if found is None or found["data"] != {"token": f"value-of-{name}"}:
+                raise BenchError(f"Vault does not hold the secret of {name}")
+        return sample
 
     work = f"vault_token_store, value given, {options.hosts} hosts, forks {options.forks}"
     return Experiment(
