@@ -201,7 +201,7 @@ def _look(module: AnsibleModule) -> dict[str, t.Any]:
         _ensure_key(options["root"], answer["files"])
     answer["files"] = base64.b64encode(pack_files(answer["files"])).decode()
     answer["facts"] = host_facts(_runner(module)) if options["facts"] else {}
-    answer["tools"] = host_tools()
+    answer["tools"] = host_tools() if options["facts"] else []
     sealed = seal(options["seal_key"], json.dumps(answer).encode())
     return {"changed": answer["intent"] == "recorded", "reason": "ok", "sealed": base64.b64encode(sealed).decode()}
 

@@ -4,8 +4,8 @@
 
 """HTTP to a control plane: one keep-alive session, strict TLS, and failures told apart by what they mean (private to muster.agents).
 
-A request that provably never arrived may be sent again; one whose answer was lost may not, unless it only reads. requests finds the proxy and makes
-the pool of connections; each request goes to that pool straight, which costs half of what a requests session does with it.
+A request that provably never arrived may be sent again; one whose answer was lost may not, unless it only reads. requests finds the proxy and knows its
+kind; each request goes to urllib3's pool of connections straight, which costs half of what a requests session does with it.
 """
 
 from __future__ import annotations
@@ -204,10 +204,10 @@ class Http:
         self._base = ""
         if proxy:
             proxy = proxy if "://" in proxy else f"http://{proxy}"
+            self._pool = _pool_behind(proxy, self.url, context, pin)
             if not secure and not proxy.startswith("socks"):
                 self._base = self.url  # such a proxy is told the whole address, and who asks
                 self._headers.update(requests.adapters.HTTPAdapter().proxy_headers(proxy))
-            self._pool = _pool_behind(proxy, self.url, context, pin)
         else:
             self._pool = _direct_pool(self.url, context, pin)
 

@@ -509,12 +509,15 @@ def test_a_proxy_is_told_the_whole_address_where_there_is_no_tls(opened: Open) -
     f"socks5://olga:{CANARY}@127.0.0.1:1080", f"ftp://olga:{CANARY}@127.0.0.1:21", f"http://olga:{CANARY}@:3128", f"http://olga:{CANARY}@[::1",
 ], ids=["socks-without-pysocks", "unknown-scheme", "no-host", "malformed"])
 @pytest.mark.parametrize("given", ["option", "environment"])
-def test_a_proxy_that_cannot_be_used_is_told_without_its_password(proxy: str, given: str, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", ["https", "http"])
+def test_a_proxy_that_cannot_be_used_is_told_without_its_password(
+    proxy: str, given: str, scheme: str, opened: Open, monkeypatch: pytest.MonkeyPatch,
+) -> None:
     if given == "environment":
-        monkeypatch.setenv("https_proxy", proxy)
+        monkeypatch.setenv(f"{scheme}_proxy", proxy)
     monkeypatch.setattr(requests.adapters, "SOCKSProxyManager", _socks_without_pysocks)
     with pytest.raises(InvalidInput, match="proxy cannot be used") as failure:
-        opened("https://127.0.0.1:1", proxy=proxy if given == "option" else "")
+        opened(f"{scheme}://127.0.0.1:1", proxy=proxy if given == "option" else "")
     assert CANARY not in "".join(traceback.format_exception(failure.type, failure.value, failure.tb))
 
 

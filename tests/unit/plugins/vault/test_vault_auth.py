@@ -38,7 +38,7 @@ def stores_and_removes(bao: OpenBao, vault: Vault, name: str) -> str:
         vault.preflight([path], remove=True)
         vault.remove(path)
         assert bao.read(path.path) is None
-    token = str(vault._client.token)
+    token = vault._client.token
     vault.close()
     return token
 
