@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 import typing as t
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 
 from ansible_collections.muster.agents.plugins.module_utils._secrets import Secret
@@ -38,6 +38,9 @@ _FAILED = ("failed", "rolled_back")
 _TRIES = 3  # of a write that others who write beside the token come before
 
 Say = t.Callable[[str], object]
+
+_Item = t.TypeVar("_Item")
+_Answer = t.TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -112,15 +115,51 @@ class _Pool:
         self._vault = vault
         self._local = threading.local()
         self._lock = threading.Lock()
+        self._closing = threading.Event()
         self._sessions: list[_Session] = []
         self._threads = ThreadPoolExecutor(args["connections"], thread_name_prefix="muster-rotate")
 
-    def submit(self, work: t.Callable[[_Session, t.Any], t.Any], item: t.Any) -> Future[t.Any]:
-        """Do *work* with the session of some thread."""
-        return self._threads.submit(lambda: work(self._session(), item))
+    def each(
+        self, work: t.Callable[[_Session, _Item], _Answer], items: t.Sequence[_Item], told: t.Callable[[_Item, _Answer | Outcome], object],
+        meanwhile: t.Callable[[], object],
+    ) -> None:
+        """Do *work* on every one of *items*, and return when all is done. A failure that nobody expected is that item's outcome.
+
+        *told* hears of each answer and *meanwhile* is called every two seconds until the last of them, never both at once. The threads take items and
+        tell of them themselves: a thread that hands them out, and wakes for every answer, would keep those that talk to servers waiting for the
+        interpreter.
+        """
+        waiting = iter(items)
+        runs = {self._threads.submit(self._work_off, work, waiting, told) for _number in range(min(self._args["connections"], len(items)))}
+        while runs:
+            ended, runs = wait(runs, _PROGRESS, FIRST_EXCEPTION)
+            # One that a failure ended has told of it: another does what it would have done next.
+            runs |= {self._threads.submit(self._work_off, work, waiting, told) for run in ended if run.exception() is not None}
+            if runs:
+                with self._lock:
+                    meanwhile()
+
+    def _work_off(
+        self, work: t.Callable[[_Session, _Item], _Answer], waiting: t.Iterator[_Item], told: t.Callable[[_Item, _Answer | Outcome], object],
+    ) -> None:
+        while not self._closing.is_set():
+            with self._lock:
+                item = next(waiting, None)
+            if item is None:
+                return
+            try:
+                answer = work(self._session(), item)
+            except BaseException as error:
+                what = type(error).__name__
+                with self._lock:
+                    told(item, Outcome("failed", "unexpected", f"An unexpected {what} came up; this agent may be half rotated: run again."))
+                raise
+            with self._lock:
+                told(item, answer)
 
     def close(self) -> None:
-        """End the threads and their connections."""
+        """End the threads, each after the item it is at, and their connections."""
+        self._closing.set()
         self._threads.shutdown(wait=True, cancel_futures=True)
         for session in self._sessions:
             session.plane.http.close()
@@ -217,17 +256,20 @@ class _Fleet:
     def run(self, agents: t.Sequence[_Agent]) -> dict[str, Outcome]:
         """Return each agent's outcome by name, in the given order."""
         switched: list[_Switched] = []
-        futures = {self._pool.submit(self._switch, agent): agent for agent in agents}
-        for future in as_completed(futures):
-            name = futures[future].name
-            done = _answer(future)
+
+        def told(agent: _Agent, done: Outcome | _Switched) -> None:
             if isinstance(done, _Switched):
                 switched.append(done)
-                self._outcomes[name] = Outcome("rotated", "due", f"{name} has a new token. {done.why}", done.versions)
+                self._outcomes[agent.name] = Outcome("rotated", "due", f"{agent.name} has a new token. {done.why}", done.versions)
             else:
-                self._outcomes[name] = done
+                self._outcomes[agent.name] = done
                 self._judge_budget(done)
-            self._progress("rotated", len(self._outcomes), len(agents))
+
+        def progress(*, last: bool = False) -> None:
+            self._progress("rotated", len(self._outcomes), len(agents), last=last)
+
+        self._pool.each(self._switch, agents, told, progress)
+        progress(last=True)
         if self._wish.wait:
             self._await_seen(switched)
         return {agent.name: self._outcomes[agent.name] for agent in agents}
@@ -238,7 +280,7 @@ class _Fleet:
             self._spent.set()
 
     def _progress(self, what: str, done: int, total: int, *, last: bool = False) -> None:
-        if last or time.monotonic() - self._said >= _PROGRESS or done == total:
+        if last or time.monotonic() - self._said >= _PROGRESS:
             self._said = time.monotonic()
             failed = sum(outcome.action in _FAILED for outcome in self._outcomes.values())
             self._say(f"token_rotate: {done} of {total} agents {what}, {failed} failed")
@@ -419,20 +461,21 @@ class _Fleet:
     def _await_seen(self, switched: t.Sequence[_Switched]) -> None:
         """Wait until each agent was seen since its switch; put the old token back for those that were not in time."""
         waiting = list(switched)
-        total = len(waiting)
+        unseen: list[_Switched] = []
+
+        def told(item: _Switched, last_seen: Outcome | str | None) -> None:
+            if isinstance(last_seen, Outcome):
+                self._outcomes[item.agent.name] = last_seen
+            elif last_seen is not None:
+                self._outcomes[item.agent.name] = replace(self._outcomes[item.agent.name], last_seen=last_seen)
+            else:
+                unseen.append(item)
+
         while waiting:
-            futures = {self._pool.submit(self._seen, item): item for item in waiting}
-            waiting = []
-            for future in as_completed(futures):
-                item = futures[future]
-                last_seen = _answer(future)
-                if isinstance(last_seen, Outcome):
-                    self._outcomes[item.agent.name] = last_seen
-                elif last_seen is not None:
-                    self._outcomes[item.agent.name] = replace(self._outcomes[item.agent.name], last_seen=last_seen)
-                else:
-                    waiting.append(item)
-            self._progress("seen with their new tokens", total - len(waiting), total, last=not waiting)
+            unseen = []
+            self._pool.each(self._seen, waiting, told, lambda: None)
+            waiting = unseen
+            self._progress("seen with their new tokens", len(switched) - len(waiting), len(switched), last=not waiting)
             if waiting:
                 time.sleep(_POLL)
 
@@ -465,14 +508,6 @@ def _note(campaign: Campaign, outcomes: t.Mapping[str, Outcome]) -> None:
             campaign.note(name, outcome.reason)
         elif outcome.action in ("rotated", "repaired") or outcome.reason in ("not_due", "rotated_meanwhile"):
             campaign.note(name, "")
-
-
-def _answer(future: Future[t.Any]) -> t.Any:
-    """Return what the work answered; a failure that nobody expected becomes that agent's outcome."""
-    error = future.exception()
-    if error is None:
-        return future.result()
-    return Outcome("failed", "unexpected", f"An unexpected {type(error).__name__} came up; this agent may be half rotated: run again.")
 
 
 def _id_in_vault(agent: _Agent, seen: t.Mapping[str, VaultEntry]) -> str:
