@@ -92,7 +92,7 @@ def fleet_rotation(ground: Ground, options: Options) -> Experiment:
             Line(f"{work}: task time", peer, ratio("peer", "ours", per_item(task)), 100),
             Line(f"{work}: task time", "the requests it cannot do without, bare asyncio", ratio("ours", "bare", task), 2.5, least=False),
             Line(f"{work}: CPU", peer, ratio("peer", "ours", per_item(cpu))),
-        ), runs=min(options.runs, 2))
+        ))
 
 
 def fleet_memory(ground: Ground, options: Options) -> Experiment:
