@@ -269,7 +269,8 @@ class _Fleet:
             self._progress("rotated", len(self._outcomes), len(agents), last=last)
 
         self._pool.each(self._switch, agents, told, progress)
-        progress(last=True)
+        if agents:
+            progress(last=True)
         if self._wish.wait:
             self._await_seen(switched)
         return {agent.name: self._outcomes[agent.name] for agent in agents}

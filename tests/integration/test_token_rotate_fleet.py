@@ -295,6 +295,15 @@ def test_a_failure_that_nobody_expected_is_one_agents_own(world: World, agents: 
     assert [done["results"][agent.name]["action"] for agent in lucky] == ["rotated"] * len(lucky)
 
 
+def test_a_fleet_that_its_campaign_has_done_is_left_alone_without_a_word(
+    world: World, agents: dict[str, Agent], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Campaign, "standing", lambda _self, _name: "done")
+    done = _in_process(world, fleet(agents), say=said.append)
+    assert (done["changed"], {entry["reason"] for entry in done["results"].values()}, said) == (False, {"done_in_campaign"}, [])
+
+
 def test_who_interrupts_it_waits_for_the_agents_it_is_at_and_no_longer(
     world: World, agents: dict[str, Agent], monkeypatch: pytest.MonkeyPatch,
 ) -> None:
